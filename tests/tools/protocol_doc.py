@@ -82,8 +82,8 @@ def example(kind: Any, name: str = "", depth: int = 0) -> Any:
 
 def fits(kind: Any, value: Any) -> bool:
     """Say if `value` is of the plain type `kind`."""
-    wanted = {inspect.StrType: str, inspect.DictType: dict, inspect.BytesType: bytes}.get(type(kind))
-    return wanted is not None and isinstance(value, wanted)
+    pairs = ((inspect.StrType, str), (inspect.DictType, dict), (inspect.BytesType, bytes))
+    return any(isinstance(kind, told) and isinstance(value, wanted) for told, wanted in pairs)
 
 
 def example_struct(kind: inspect.StructType, depth: int) -> Any:
