@@ -325,7 +325,7 @@ class Book:
     def check(self) -> list[str]:
         """Return what contradicts itself in the accounts; empty if all is well."""
         faults = self._check_slaves() + self._check_clients()
-        totals = self.measure.vector(sum_resources([slave.total for slave in self.slaves.values()]))
+        totals = self._sum([self.measure.vector(slave.total) for slave in self.slaves.values()])
         if totals != self.measure.totals:
             faults.append(f"the cluster's totals are {self.measure.totals}, its slaves have {totals}")
         for role in self.roles.values():
