@@ -58,3 +58,7 @@ class SessionLost(MesetaError):
 
 class RequestRefused(MesetaError):
     """The peer answered a request with `Error`; the text is the peer's."""
+
+
+class IsolationError(MesetaError):
+    """A process, a user or a cgroup could not be set up on this machine: says what is in the way."""

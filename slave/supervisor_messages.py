@@ -4,17 +4,22 @@ The supervisor owns the tasks' processes; the daemon may come and go. Starts are
 container id, and an exit record is kept until `Forget`.
 """
 
+from typing import Annotated
+
 import msgspec
 
 from meseta.ids import ContainerId
-from meseta.model import Record
+
+# Not `meseta.model.Record`: importing that costs the supervisor 2 MiB.
 
 
-class _SupervisorMessage(Record, frozen=True, kw_only=True, tag_field="type", tag=True):
+class _SupervisorMessage(
+    msgspec.Struct, frozen=True, gc=False, omit_defaults=True, kw_only=True, tag_field="type", tag=True
+):
     """Base: the tag is the class's name."""
 
 
-class Limits(Record, frozen=True, kw_only=True):
+class Limits(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, kw_only=True):
     """What the kernel enforces. None: no limit of that kind."""
 
     cpu_milli: int | None = None
@@ -38,10 +43,14 @@ class StartContainer(_SupervisorMessage, frozen=True, kw_only=True):
 
 
 class KillContainer(_SupervisorMessage, frozen=True, kw_only=True):
-    """SIGTERM to the container's processes, after `grace_period_s` SIGKILL to the whole tree."""
+    """SIGTERM to the container's processes, after `grace_period_s` SIGKILL to the whole tree.
+
+    0 kills at once; asked again, the earlier end counts. An ended container answers `Exited`
+    again, an unknown one `SupervisorRefused`.
+    """
 
     container_id: ContainerId
-    grace_period_s: float
+    grace_period_s: Annotated[float, msgspec.Meta(ge=0, le=1e10)]  # Bounded: that refuses NaN.
 
 
 class Forget(_SupervisorMessage, frozen=True, kw_only=True):
@@ -94,6 +103,7 @@ class Containers(_SupervisorMessage, frozen=True, kw_only=True):
 
     running: tuple[Started, ...]
     isolation: str  # "cgroups-v1", "cgroups-v2" or "posix"
+    isolation_note: str = ""  # Why limits are not enforced, where they are not.
 
 
 class SupervisorRefused(_SupervisorMessage, frozen=True, kw_only=True):
