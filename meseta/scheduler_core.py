@@ -395,8 +395,7 @@ class SchedulerCore:
                 return self._end(exit_code=1, reason="aborted")
             case CallbackFailed():
                 # The scheduler's own state is unknown now: going on could run a task twice or never.
-                error = _log(ERROR, "callback failed: driver aborted", callback=call.name, error=call.message)
-                return [error, *self._end(exit_code=1, reason="a callback failed")]
+                return self._end(exit_code=1, reason=f"callback {call.name} failed: {call.message}")
             case _:
                 return self._send_unreliably(call)
 
