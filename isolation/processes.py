@@ -1,5 +1,6 @@
 """Processes as /proc shows them: who they are, whose children, and how to signal only the right one."""
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterable
@@ -124,10 +125,8 @@ def signal_listed(list_pids: Callable[[], Iterable[int]], signum: int) -> bool:
         for pid in list_pids() if held else ():
             fd = held.get(pid)
             if fd is not None:
-                try:
+                with contextlib.suppress(ProcessLookupError, PermissionError):  # Ended, or took on another user.
                     signal.pidfd_send_signal(fd, signum)
-                except ProcessLookupError:
-                    continue
         return bool(pids)
     finally:
         for fd in held.values():

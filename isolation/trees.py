@@ -1,11 +1,15 @@
 """What a supervisor asks of an isolation: start a container's process tree, signal it, bury it."""
 
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from isolation.spawn import Command
 
 # In the environment of every container: what leaves its session and loses its parents is known by it.
 CONTAINER_MARK = "MESETA_CONTAINER_ID"
+
+# Mesos's floor as well. Below a few MiB not even exec succeeds, and the kernel might then kill the
+# supervisor, which stands in the group at that moment.
+MEM_FLOOR_BYTES: Final = 32 << 20
 
 
 class Bounds(NamedTuple):

@@ -9,6 +9,7 @@ costs no task; `RetireSupervisor` ends it when the last container is forgotten.
 Kept small: no asyncio, no ZeroMQ, no logging, no argparse; each would cost every slave memory for ever.
 """
 
+import binascii
 import ctypes
 import gc
 import os
@@ -22,6 +23,8 @@ from typing import Final, NoReturn
 
 import msgspec
 
+from isolation.cgroup_trees import CgroupTrees
+from isolation.cgroups import open_cgroups
 from isolation.posix import PosixTrees
 from isolation.processes import read_stat
 from isolation.spawn import Command, find_login
@@ -344,7 +347,18 @@ def _prepare(path: str, isolation: str, cgroup_root: str) -> Supervisor:
 def _choose_trees(path: str, isolation: str, cgroup_root: str) -> tuple[Trees, str]:
     if isolation not in ("auto", "cgroups", "posix"):
         raise IsolationError(f"isolation {isolation!r} is none of auto, cgroups, posix")
-    reason = "posix isolation was asked for"
+    reason = "isolation posix was asked for"
+    if isolation != "posix":
+        try:
+            # Our socket's path is ours alone on this machine, so what is made of it names our groups.
+            cgroups = open_cgroups(cgroup_root, f"{binascii.crc32(path.encode()):08x}")
+        except IsolationError as error:
+            if isolation == "cgroups":
+                raise
+            reason = str(error)
+        else:
+            _log(f"isolation is {cgroups.label}, groups in {cgroups.group}")
+            return CgroupTrees(cgroups), ""
     note = f"limits on cpus, mem and pids are not enforced: {reason}"
     _log(f"isolation is posix; {note}")
     return PosixTrees(), note

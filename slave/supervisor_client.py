@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 
+from isolation.cgroups import kill_leftover_groups
 from isolation.orphans import Orphan, kill_leftover_processes
 from meseta.errors import IsolationError, SessionLost
 from meseta.ids import ContainerId
@@ -182,7 +183,10 @@ def kill_orphans(containers: Sequence[Started], isolation: str) -> list[Containe
         Orphan(name=started.container_id, pid=started.pid, start_ticks=started.start_ticks, group=started.cgroup)
         for started in containers
     ]
-    killed = kill_leftover_processes(orphans)
+    killed: set[str] = set()
+    if isolation != "posix":
+        killed |= kill_leftover_groups({orphan.name: orphan.group for orphan in orphans})
+    killed |= kill_leftover_processes(orphans)
     return [started.container_id for started in containers if started.container_id in killed]
 
 
