@@ -99,7 +99,7 @@ class Allocator:
         self._open &= ~slave.bit
         self._book.remove_slave(slave)
 
-    def set_slave_active(self, slave_id: SlaveId, is_active: bool, now: float) -> None:
+    def set_slave_active(self, slave_id: SlaveId, *, is_active: bool, now: float) -> None:
         """Offer an active slave, do not offer an inactive one. What was offered stays offered."""
         slave = self._slave(slave_id)
         if slave.is_active != is_active:
@@ -134,7 +134,7 @@ class Allocator:
             self._book.give_all_back(client)
         self._refresh_live(framework)
 
-    def set_framework_active(self, framework_id: FrameworkId, is_active: bool, now: float) -> None:
+    def set_framework_active(self, framework_id: FrameworkId, *, is_active: bool, now: float) -> None:
         """Make offers to an active framework, none to an inactive one.
 
         A framework that becomes inactive loses its filters: the scheduler that comes back need not

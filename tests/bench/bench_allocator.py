@@ -24,7 +24,7 @@ import click
 
 from master.allocator import Allocation, Allocator, AllocatorConfig
 from meseta.ids import FrameworkId, SlaveId
-from meseta.resources import Resources, parse_resources
+from meseta.resources import parse_resources
 
 ROLE: Final = "*"
 REFUSE_S: Final = float(2**31 - 1)
@@ -72,8 +72,8 @@ class DeclineOffers:
     def touch_slaves(self) -> None:
         """Let every slave count as changed."""
         for slave_id in self.slave_ids:
-            self.allocator.set_slave_active(slave_id, False, self.now)
-            self.allocator.set_slave_active(slave_id, True, self.now)
+            self.allocator.set_slave_active(slave_id, is_active=False, now=self.now)
+            self.allocator.set_slave_active(slave_id, is_active=True, now=self.now)
 
 
 def timed(action: Callable[[], object]) -> float:

@@ -122,7 +122,7 @@ class AllocatorAgainstModel(RuleBasedStateMachine):
         """Only active slaves are offered."""
         if slave in self.slaves:
             self.slaves[slave].is_active = is_active
-            self.allocator.set_slave_active(slave, is_active, self.now)
+            self.allocator.set_slave_active(slave, is_active=is_active, now=self.now)
 
     @rule(who=st.sampled_from(FRAMEWORKS), roles=role_sets, suppressed=st.lists(st.sampled_from(ROLES), max_size=1))
     def add_framework(self, who: FrameworkId, roles: tuple[str, ...], suppressed: list[str]) -> None:
@@ -151,7 +151,7 @@ class AllocatorAgainstModel(RuleBasedStateMachine):
                 for role in ROLES:
                     self.drop_filters((who, role))
             self.frameworks[who].is_active = is_active
-            self.allocator.set_framework_active(who, is_active, self.now)
+            self.allocator.set_framework_active(who, is_active=is_active, now=self.now)
 
     @rule(who=st.sampled_from(FRAMEWORKS), roles=st.lists(st.sampled_from(ROLES), max_size=2).map(tuple))
     def suppress(self, who: FrameworkId, roles: tuple[str, ...]) -> None:
