@@ -573,6 +573,11 @@ def encode(messages: "list[Message] | tuple[Message, ...]") -> bytes:
     return _ENCODER.encode(messages)
 
 
+def append(message: Message, payload: bytearray) -> None:
+    """Put one message at the end of a payload that is being built (`meseta/transport_outbox.py`)."""
+    _ENCODER.encode_into(message, payload, -1)
+
+
 def decode(payload: bytes) -> list[Message]:
     """Read one payload, from anyone.
 
