@@ -57,7 +57,12 @@ class SessionLost(MesetaError):
 
 
 class RequestRefused(MesetaError):
-    """The peer answered a request with `Error`; the text is the peer's."""
+    """The peer answered a request with `Error`; the text is the peer's. A service's handler raises it to refuse."""
+
+    def __init__(self, message: str, *, code: str = "failed", field: str | None = None) -> None:
+        self.code = code
+        self.field = field
+        super().__init__(message)
 
 
 class IsolationError(MesetaError):

@@ -70,6 +70,7 @@ class Pump:
         self._is_scheduled = False
         self._is_stopped = False
         self._loop.add_reader(self._descriptor, self.drain)
+        self._schedule()  # What arrived before this has had its wake-up already.
 
     def drain(self) -> None:
         """Read one turn's worth."""
