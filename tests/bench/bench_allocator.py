@@ -10,6 +10,7 @@ After that, rounds with all pairs filtered: once with nothing changed, once with
 changed, so that all has to be looked at again.
 """
 
+import argparse
 import gc
 import json
 import os
@@ -19,8 +20,6 @@ import statistics
 import time
 from collections.abc import Callable
 from typing import Final
-
-import click
 
 from master.allocator import Allocation, Allocator, AllocatorConfig
 from meseta.ids import FrameworkId, SlaveId
@@ -143,14 +142,16 @@ def resident_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-@click.command()
-@click.option("--slaves", default=1000, show_default=True)
-@click.option("--frameworks", default=200, show_default=True)
-@click.option("--rounds", type=int, help="Rounds with declines; twice the frameworks by default.")
-@click.option("--seed", default=1, show_default=True)
-def main(slaves: int, frameworks: int, rounds: int | None, seed: int) -> None:
+def main() -> None:
     """Print the figures of DeclineOffers as one JSON line."""
-    print(json.dumps(measure(slaves, frameworks, rounds or 2 * frameworks, seed)))
+    parser = argparse.ArgumentParser(description="Mesos's DeclineOffers against our allocator: one JSON line.")
+    parser.add_argument("--slaves", type=int, default=1000)
+    parser.add_argument("--frameworks", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=0, help="rounds with declines; 0: twice the frameworks")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    rounds = options.rounds or 2 * options.frameworks
+    print(json.dumps(measure(options.slaves, options.frameworks, rounds, options.seed)))
 
 
 if __name__ == "__main__":
