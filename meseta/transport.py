@@ -15,10 +15,24 @@ from meseta.transport_keys import KeyPair
 from meseta.transport_outbox import MESSAGE_LIMIT_BYTES
 from meseta.transport_server import Server, ServerHandler
 
-__all__ = ["MESSAGE_LIMIT_BYTES", "Client", "ClientHandler", "KeyPair", "Server", "ServerHandler", "generate_keypair"]
+__all__ = [
+    "MESSAGE_LIMIT_BYTES",
+    "Client",
+    "ClientHandler",
+    "KeyPair",
+    "Server",
+    "ServerHandler",
+    "generate_keypair",
+    "public_key_of",
+]
 
 
 def generate_keypair() -> KeyPair:
     """Return a new CURVE key pair."""
     public, secret = zmq.curve_keypair()
     return KeyPair(public=public.decode(), secret=secret.decode())
+
+
+def public_key_of(secret: str) -> str:
+    """Return the public half that belongs to a secret key (both Z85, 40 characters)."""
+    return zmq.curve_public(secret.encode()).decode()
