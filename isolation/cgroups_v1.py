@@ -122,10 +122,12 @@ class CgroupsV1:
         folder = self._folders["memory"]
         if folder not in self._folders_by_name[name]:
             return Usage()
-        return Usage(
-            oom_kills=read_counter(f"{name}/memory.oom_control", "oom_kill", dir_fd=folder.fd),
-            mem_peak_bytes=int(read_file(f"{name}/memory.max_usage_in_bytes", dir_fd=folder.fd)),
-        )
+        try:
+            oom_kills = read_counter(f"{name}/memory.oom_control", "oom_kill", dir_fd=folder.fd)
+            peak = int(read_file(f"{name}/memory.max_usage_in_bytes", dir_fd=folder.fd))
+        except FileNotFoundError:  # Somebody has removed the empty group.
+            return Usage()
+        return Usage(oom_kills=oom_kills, mem_peak_bytes=peak)
 
     def remove(self, name: str) -> bool:
         """Remove a container's groups; False if the kernel still holds one: ask again."""

@@ -74,7 +74,10 @@ class CgroupsV2:
 
     def kill(self, name: str) -> bool:
         """SIGKILL to all; True if there was nobody."""
-        if not read_counter(f"{name}/cgroup.events", "populated", dir_fd=self._fd):
+        try:
+            if not read_counter(f"{name}/cgroup.events", "populated", dir_fd=self._fd):
+                return True
+        except FileNotFoundError:  # Somebody has removed the empty group.
             return True
         try:
             write_file(f"{name}/cgroup.kill", "1", dir_fd=self._fd)
@@ -89,7 +92,10 @@ class CgroupsV2:
             peak = int(read_file(f"{name}/memory.peak", dir_fd=self._fd))
         except FileNotFoundError:  # Before Linux 5.19.
             peak = 0
-        oom_kills = read_counter(f"{name}/memory.events", "oom_kill", dir_fd=self._fd)
+        try:
+            oom_kills = read_counter(f"{name}/memory.events", "oom_kill", dir_fd=self._fd)
+        except FileNotFoundError:
+            oom_kills = 0
         return Usage(oom_kills=oom_kills, mem_peak_bytes=peak)
 
     def remove(self, name: str) -> bool:

@@ -88,6 +88,8 @@ def spawn(command: Command) -> int:
         return _fork_as(command.login, command)
     except ValueError as error:  # A NUL, or a variable's name with "=".
         raise IsolationError(f"arguments or environment cannot be passed on: {error}") from error
+    except OSError as error:
+        raise IsolationError(f"no process could be made: {error.strerror}") from error
 
 
 def _spawn_as_ourselves(command: Command) -> int:

@@ -10,6 +10,7 @@ Kept small: no asyncio, no ZeroMQ, no logging, no argparse; each would cost ever
 """
 
 import binascii
+import contextlib
 import ctypes
 import gc
 import os
@@ -37,9 +38,11 @@ from slave.supervisor_core import (
     DaemonWent,
     FirstProcessEnded,
     KillTree,
+    LookForSocket,
     ProcessStarted,
     Report,
     Request,
+    SocketGone,
     StartProcess,
     StartRefused,
     Stop,
@@ -81,13 +84,15 @@ class Supervisor:
     """Performs what the core decides: one thread, one epoll."""
 
     def __init__(self, listener: socket.socket, trees: Trees, note: str) -> None:
-        self._core = SupervisorCore(SupervisorInit(isolation=trees.label, isolation_note=note))
+        self._core = SupervisorCore(SupervisorInit(isolation=trees.label, isolation_note=note, pid=os.getpid()))
         self._trees = trees
         self._listener = listener
+        self._path: str = listener.getsockname()
         self._epoll = select.epoll()
         self._connections: dict[int, _Connection] = {}
         self._daemon: _Connection | None = None  # The newest connection that has spoken.
         self._container_by_pid: dict[int, ContainerId] = {}
+        self._unburied: set[ContainerId] = set()  # Those of which the log has told that they cannot be cleaned up.
         self._stop_reason: str | None = None
         self._is_asked_to_end = False
         self._wakeup, wakeup_writer = socket.socketpair()
@@ -146,7 +151,10 @@ class Supervisor:
             case KillTree():
                 self._kill(effect.container_id)
             case TerminateTree():
-                self._trees.terminate(effect.container_id)
+                self._terminate(effect.container_id)
+            case LookForSocket():
+                if not os.path.exists(self._path):
+                    self._feed(SocketGone())
             case Stop():
                 self._stop_reason = effect.reason
 
@@ -169,10 +177,18 @@ class Supervisor:
             self._feed(StartRefused(container_id=container_id, message=str(error)))
             return
         self._container_by_pid[born.pid] = container_id
-        stat = read_stat(born.pid)  # There even if it ended: we have not reaped it.
-        assert stat is not None
+        try:
+            stat = read_stat(born.pid)  # There even if it ended: we have not reaped it.
+        except OSError as error:  # The machine is out of file handles. It is known by its mark all the same.
+            _log(f"start time of {born.pid} is not known: {error}")
+            stat = None
         self._feed(
-            ProcessStarted(container_id=container_id, pid=born.pid, start_ticks=stat.start_ticks, cgroup=born.group)
+            ProcessStarted(
+                container_id=container_id,
+                pid=born.pid,
+                start_ticks=0 if stat is None else stat.start_ticks,
+                cgroup=born.group,
+            )
         )
 
     def _reap(self) -> None:
@@ -193,11 +209,24 @@ class Supervisor:
                 code = os.waitstatus_to_exitcode(status)
                 self._feed(FirstProcessEnded(container_id=container_id, exit_status=code if code >= 0 else 128 - code))
 
+    def _terminate(self, container_id: ContainerId) -> None:
+        try:
+            self._trees.terminate(container_id)
+        except OSError as error:
+            _log(f"SIGTERM for {container_id} failed: {error}")  # SIGKILL follows.
+
     def _kill(self, container_id: ContainerId) -> None:
-        if not self._trees.kill(container_id):
+        try:
+            if not self._trees.kill(container_id):
+                return
+            usage = self._trees.bury(container_id)
+        except OSError as error:  # The core asks again, with pauses.
+            if container_id not in self._unburied:
+                self._unburied.add(container_id)
+                _log(f"{container_id} cannot be cleaned up yet: {error}")
             return
-        usage = self._trees.bury(container_id)
         if usage is not None:
+            self._unburied.discard(container_id)
             self._feed(
                 TreeDead(container_id=container_id, oom_kills=usage.oom_kills, mem_peak_bytes=usage.mem_peak_bytes)
             )
@@ -208,6 +237,9 @@ class Supervisor:
         try:
             sock, _ = self._listener.accept()
         except BlockingIOError:
+            return
+        except OSError as error:
+            _log(f"no connection could be taken: {error}")
             return
         sock.settimeout(0.0)
         uid = peer_uid(sock)
@@ -319,7 +351,8 @@ def main(arguments: list[str]) -> int:
     try:
         supervisor.run()
     finally:
-        os.unlink(path)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
     return 0
 
 

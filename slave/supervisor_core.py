@@ -31,7 +31,7 @@ from slave.supervisor_messages import (
 CONTAINERS_LIMIT: Final = 20_000  # Running or not yet forgotten; more than one machine's processes and files bear.
 KILL_RETRY_FIRST_S: Final = 0.001  # A killed process is mostly gone by then.
 KILL_RETRY_LIMIT_S: Final = 0.25  # For what hangs in the kernel: seen soon after it wakes.
-IDLE_LIMIT_S: Final = 60.0  # No container and no daemon for so long: nobody will come back for nothing.
+IDLE_LIMIT_S: Final = 60.0  # With nothing running and no daemon: then it is asked whether anyone can still come.
 
 # Names a folder in cgroup hierarchies.
 _CONTAINER_ID: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@=+-]{0,199}\Z")
@@ -111,6 +111,10 @@ class AskedToEnd(_Value, frozen=True, kw_only=True):
     """SIGTERM for the supervisor itself."""
 
 
+class SocketGone(_Value, frozen=True, kw_only=True):
+    """Answer to `LookForSocket`: no daemon can reach this supervisor any more."""
+
+
 class StartProcess(_Value, frozen=True, kw_only=True):
     """Start it; answered by `ProcessStarted` or `StartRefused`."""
 
@@ -135,6 +139,10 @@ class Report(_Value, frozen=True, kw_only=True):
     message: FromSupervisor
 
 
+class LookForSocket(_Value, frozen=True, kw_only=True):
+    """Is the socket still in its place? Answered by `SocketGone` if not."""
+
+
 class Stop(_Value, frozen=True, kw_only=True):
     """The supervisor has nothing left to do."""
 
@@ -142,9 +150,17 @@ class Stop(_Value, frozen=True, kw_only=True):
 
 
 SupervisorEvent = (
-    Request | DaemonCame | DaemonWent | ProcessStarted | StartRefused | FirstProcessEnded | TreeDead | AskedToEnd
+    Request
+    | DaemonCame
+    | DaemonWent
+    | ProcessStarted
+    | StartRefused
+    | FirstProcessEnded
+    | TreeDead
+    | AskedToEnd
+    | SocketGone
 )
-SupervisorEffect = StartProcess | TerminateTree | KillTree | Report | Stop
+SupervisorEffect = StartProcess | TerminateTree | KillTree | Report | LookForSocket | Stop
 
 
 class SupervisorInit(msgspec.Struct, frozen=True, kw_only=True):
@@ -152,6 +168,7 @@ class SupervisorInit(msgspec.Struct, frozen=True, kw_only=True):
 
     isolation: str
     isolation_note: str = ""
+    pid: int = 0
 
 
 class _Container:
@@ -175,6 +192,7 @@ class SupervisorCore:
         self._init = init
         self._containers: dict[ContainerId, _Container] = {}
         self._due: list[tuple[float, ContainerId]] = []  # A heap; an entry counts if the container's `due` equals it.
+        self._living_count = 0  # Of the containers, those that have not exited.
         self._is_retiring = False
         self._has_daemon = False
         self._idle_since: float | None = None
@@ -188,6 +206,7 @@ class SupervisorCore:
             case ProcessStarted():
                 self._on_started(event, effects)
             case StartRefused():
+                self._living_count -= 1
                 del self._containers[event.container_id]
                 effects.append(Report(message=StartFailed(container_id=event.container_id, message=event.message)))
             case FirstProcessEnded():
@@ -201,6 +220,9 @@ class SupervisorCore:
             case AskedToEnd():
                 if not self._containers:
                     effects.append(Stop(reason="asked to end, and owns no container"))
+            case SocketGone():
+                if self._idle_since is not None:
+                    effects.append(Stop(reason="nothing runs, and the socket is gone: no daemon can ask for the ends"))
         self._look_idle(now)
         return effects
 
@@ -213,8 +235,11 @@ class SupervisorCore:
             if container is not None and container.due == at:
                 self._kill(container_id, container, now, effects)
         if self._idle_since is not None and now >= self._idle_since + IDLE_LIMIT_S:
-            self._idle_since = now  # Told once: the shell stops.
-            effects.append(Stop(reason=f"no container and no daemon for {IDLE_LIMIT_S:.0f} s"))
+            self._idle_since = now
+            if self._containers:  # Their ends are kept for a daemon that may come back in a week.
+                effects.append(LookForSocket())
+            else:
+                effects.append(Stop(reason=f"no container and no daemon for {IDLE_LIMIT_S:.0f} s"))
         return effects
 
     def next_deadline(self) -> float | None:
@@ -232,6 +257,9 @@ class SupervisorCore:
     def check(self) -> None:
         """Raise InvariantError if the containers' facts contradict each other."""
         queued = set(self._due)
+        living = [each for each in self._containers.values() if each.life is not Life.EXITED]
+        if len(living) != self._living_count:
+            raise InvariantError(f"{len(living)} containers live, {self._living_count} were counted")
         for container_id, container in self._containers.items():
             life = container.life
             if (container.started is None) != (life is Life.STARTING):
@@ -265,6 +293,7 @@ class SupervisorCore:
         elif refusal := self._start_refusal(container_id):
             effects.append(Report(message=StartFailed(container_id=container_id, message=refusal)))
         else:
+            self._living_count += 1
             self._containers[container_id] = _Container(message.limits.mem_bytes or 0)
             effects.append(StartProcess(message=message))
 
@@ -325,13 +354,13 @@ class SupervisorCore:
             for container in self._containers.values()
             if container.started is not None and container.exited is None
         )
-        effects.append(
-            Report(
-                message=Containers(
-                    running=running, isolation=self._init.isolation, isolation_note=self._init.isolation_note
-                )
-            )
+        containers = Containers(
+            running=running,
+            isolation=self._init.isolation,
+            isolation_note=self._init.isolation_note,
+            supervisor_pid=self._init.pid,
         )
+        effects.append(Report(message=containers))
         effects.extend(
             Report(message=container.exited) for container in self._containers.values() if container.exited is not None
         )
@@ -354,6 +383,7 @@ class SupervisorCore:
     def _on_tree_dead(self, event: TreeDead, effects: list[SupervisorEffect]) -> None:
         container = self._containers[event.container_id]
         self._change(event.container_id, container, Life.EXITED)
+        self._living_count -= 1
         container.due = None
         container.exited = Exited(
             container_id=event.container_id,
@@ -389,7 +419,7 @@ class SupervisorCore:
             effects.append(Stop(reason="retired, and the last container is forgotten"))
 
     def _look_idle(self, now: float) -> None:
-        if self._containers or self._has_daemon:
+        if self._living_count or self._has_daemon:
             self._idle_since = None
         elif self._idle_since is None:
             self._idle_since = now

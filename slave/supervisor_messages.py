@@ -104,6 +104,7 @@ class Containers(_SupervisorMessage, frozen=True, kw_only=True):
     running: tuple[Started, ...]
     isolation: str  # "cgroups-v1", "cgroups-v2" or "posix"
     isolation_note: str = ""  # Why limits are not enforced, where they are not.
+    supervisor_pid: int = 0
 
 
 class SupervisorRefused(_SupervisorMessage, frozen=True, kw_only=True):
