@@ -217,6 +217,8 @@ class ExecutorCore:
             if message.code in ("unauthorized", "not_found", "invalid", "removed"):
                 return self._fail(f"the slave refused this executor: {message.code}: {message.message}")
             return [_log(WARNING, "slave refused a message", code=message.code, text=message.message)]
+        if isinstance(message, AcknowledgeStatus):
+            return self._acknowledged(message)  # Before the registration's answer too: it told what is unacknowledged.
         if self._state is DriverState.REGISTERING:
             if isinstance(message, ExecutorRegistered):
                 return self._registered(message)
@@ -231,8 +233,6 @@ class ExecutorCore:
                     return []
                 self._tasks[task.task_id] = task
                 return [OnLaunchTask(task=task)]
-            case AcknowledgeStatus():
-                return self._acknowledged(message)
             case KillTask():
                 return self._kill(message)
             case FrameworkToExecutor():

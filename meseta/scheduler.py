@@ -39,7 +39,7 @@ from meseta.driver_events import (
 from meseta.driver_shell import SEED_BITS, DriverShell, Peer
 from meseta.errors import InvalidInput
 from meseta.ids import ExecutorId, FrameworkId, OfferId, SlaveId, TaskId
-from meseta.keys import Cluster, read_cluster, read_key_file
+from meseta.keys import Cluster, cluster_folder, read_cluster, read_key_file
 from meseta.messages import (
     AcceptOffers,
     AcknowledgeStatus,
@@ -374,13 +374,12 @@ async def _run(
 
 
 def _find_cluster(cluster: Path | str | None, key: Path | str | None) -> tuple[Cluster, KeyPair | None]:
-    folder = Path(os.environ.get("MESETA_DIR") or Path.home() / ".meseta")
-    cluster_path = Path(cluster or os.environ.get("MESETA_CLUSTER") or folder / "cluster.json")
+    cluster_path = Path(cluster or os.environ.get("MESETA_CLUSTER") or cluster_folder() / "cluster.json")
     where = read_cluster(cluster_path)
     if where.master_public_key is None:
         return where, None  # The cluster runs with --insecure: it knows no keys.
-    key_file = read_key_file(Path(key or os.environ.get("MESETA_KEY") or cluster_path.parent / "keys/operator.json"))
-    return where, KeyPair(public=key_file.public, secret=key_file.secret)
+    key_path = Path(key or os.environ.get("MESETA_KEY") or cluster_path.parent / "keys/operator.json")
+    return where, read_key_file(key_path).pair
 
 
 def _user_name() -> str:

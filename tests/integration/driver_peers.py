@@ -15,7 +15,7 @@ from meseta.messages import (
     RegisterFramework,
     StatusUpdate,
 )
-from meseta.model import Address, CommandInfo, ExecutorInfo, FrameworkInfo
+from meseta.model import Address, CommandInfo, ExecutorInfo, FrameworkInfo, TaskStatus
 from meseta.transport import Server
 from meseta.transport_keys import KeyPair
 
@@ -104,7 +104,9 @@ class ScriptedSlave(ScriptedPeer):
 
     def answer(self, message: Message) -> list[Message]:
         if isinstance(message, RegisterExecutor):
+            acknowledgements = [_acknowledgement(status) for status in message.unacknowledged]
             return [
+                *acknowledgements,
                 ExecutorRegistered(
                     framework_info=FrameworkInfo(name="tests", user="nobody", id=message.framework_id),
                     executor_info=ExecutorInfo(
@@ -114,14 +116,17 @@ class ScriptedSlave(ScriptedPeer):
                     hostname="h",
                     container_id=ContainerId("c-1"),
                     address=Address(endpoint="tcp://127.0.0.1:1"),
-                )
+                ),
             ]
         if isinstance(message, StatusUpdate) and self.acknowledges:
-            status = message.status
-            assert status.uuid is not None
-            return [AcknowledgeStatus(task_id=status.task_id, uuid=status.uuid)]
+            return [_acknowledgement(message.status)]
         return []
 
     @property
     def slave_id(self) -> SlaveId:
         return SlaveId("s-1")
+
+
+def _acknowledgement(status: TaskStatus) -> AcknowledgeStatus:
+    assert status.uuid is not None
+    return AcknowledgeStatus(task_id=status.task_id, uuid=status.uuid)

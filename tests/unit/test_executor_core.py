@@ -218,6 +218,17 @@ def test_update_names_its_maker_and_its_time() -> None:
     assert status.uuid is not None
 
 
+def test_acknowledgement_is_taken_before_the_registration_is_answered() -> None:
+    core = registered_core()
+    core.handle(launch("t-1"), 0.0)
+    (first,) = updates(say(core, "t-1", TaskState.RUNNING))
+    core.handle(SessionClosed(reason="test"), 1.0)
+    core.handle(SessionOpened(), 2.0)
+    acknowledge(core, first, 2.0)
+    core.handle(SessionClosed(reason="test"), 3.0)
+    assert registration(core.handle(SessionOpened(), 4.0)).unacknowledged == ()
+
+
 def test_update_after_a_tasks_end_is_dropped() -> None:
     core = registered_core()
     core.handle(launch("t-1"), 0.0)
