@@ -39,7 +39,7 @@ from meseta.driver_events import (
 from meseta.driver_shell import SEED_BITS, DriverShell, Peer
 from meseta.errors import InvalidInput
 from meseta.ids import ExecutorId, FrameworkId, OfferId, SlaveId, TaskId
-from meseta.keys import Cluster, cluster_folder, read_cluster, read_key_file
+from meseta.keys import PRINCIPALS_NAME, cluster_folder, read_cluster, read_key_file, read_principals
 from meseta.messages import (
     AcceptOffers,
     AcknowledgeStatus,
@@ -319,7 +319,8 @@ def run(
     `user` runs the tasks (None: who runs this process). `framework_id` takes over from an earlier
     driver. `cluster` is a cluster file (None: $MESETA_CLUSTER, else cluster.json in
     $MESETA_DIR or ~/.meseta), `key` a key file (None: $MESETA_KEY, else keys/operator.json beside
-    the cluster file). SIGINT and SIGTERM stop with `failover=True`.
+    the cluster file). `service` is bound with that key before the framework registers, and announced.
+    SIGINT and SIGTERM stop with `failover=True`.
 
     Raises:
         InvalidInput: an argument or a file of the cluster is wrong or missing.
@@ -335,7 +336,15 @@ def run(
         webui_url=webui_url,
         labels=labels or {},
     )
-    where, keys = _find_cluster(cluster, key)
+    cluster_path = Path(cluster or os.environ.get("MESETA_CLUSTER") or cluster_folder() / "cluster.json")
+    where = read_cluster(cluster_path)
+    keys = None
+    if where.master_public_key is not None:  # Else the cluster runs with --insecure, and knows no keys.
+        keys_folder = cluster_path.parent / "keys"
+        keys = read_key_file(Path(key or os.environ.get("MESETA_KEY") or keys_folder / "operator.json")).pair
+        if service is not None:
+            service.keys = keys
+            service.principals = service.principals or read_principals(keys_folder / PRINCIPALS_NAME).get
     return asyncio.run(
         _run(
             lambda info: MesetaSchedulerDriver(
@@ -371,15 +380,6 @@ async def _run(
     finally:
         if service is not None:
             service.close()
-
-
-def _find_cluster(cluster: Path | str | None, key: Path | str | None) -> tuple[Cluster, KeyPair | None]:
-    cluster_path = Path(cluster or os.environ.get("MESETA_CLUSTER") or cluster_folder() / "cluster.json")
-    where = read_cluster(cluster_path)
-    if where.master_public_key is None:
-        return where, None  # The cluster runs with --insecure: it knows no keys.
-    key_path = Path(key or os.environ.get("MESETA_KEY") or cluster_path.parent / "keys/operator.json")
-    return where, read_key_file(key_path).pair
 
 
 def _user_name() -> str:

@@ -6,8 +6,7 @@
 import sys
 from collections.abc import Sequence
 
-from meseta import CommandInfo, Offer, Scheduler, SchedulerDriver, TaskInfo, TaskStatus, parse_resources, run
-from meseta.ids import TaskId
+from meseta import CommandInfo, Offer, Scheduler, SchedulerDriver, TaskId, TaskInfo, TaskStatus, parse_resources, run
 
 NEEDS = parse_resources("cpus:0.1;mem:32MiB")
 

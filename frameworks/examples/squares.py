@@ -9,17 +9,18 @@ from collections.abc import Sequence
 
 from meseta import (
     CommandInfo,
+    ExecutorId,
     ExecutorInfo,
     Offer,
     Scheduler,
     SchedulerDriver,
+    TaskId,
     TaskInfo,
     TaskState,
     TaskStatus,
     parse_resources,
     run,
 )
-from meseta.ids import ExecutorId, TaskId
 
 EXECUTOR = ExecutorInfo(
     executor_id=ExecutorId("squares"),

@@ -3,8 +3,7 @@
 import sys
 import threading
 
-from meseta import Executor, ExecutorDriver, TaskInfo, TaskState, TaskStatus, run_executor
-from meseta.ids import TaskId
+from meseta import Executor, ExecutorDriver, TaskId, TaskInfo, TaskState, TaskStatus, run_executor
 
 
 class Squares(Executor):

@@ -9,11 +9,13 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from meseta.driver_events import SchedulerEvent
 from meseta.errors import InvalidInput
 from meseta.ids import FrameworkId, OfferId, SlaveId, StatusUuid, TaskId
+from meseta.keys import Cluster, create_cluster_keys, read_key_file, write_cluster
 from meseta.messages import (
     AcceptOffers,
     AcknowledgeStatus,
@@ -31,6 +33,7 @@ from meseta.resources import Resources, resources
 from meseta.runner import replay
 from meseta.scheduler import MesetaSchedulerDriver, Scheduler, SchedulerDriver
 from meseta.scheduler_core import SchedulerCore, SchedulerInit
+from meseta.service_client import ServiceClient
 from meseta.transport import generate_keypair
 from tests.integration.driver_peers import FRAMEWORK_ID, LIMIT_S, ScriptedMaster
 
@@ -363,6 +366,55 @@ def test_run_finds_the_cluster_and_leaves_its_tasks_to_a_successor_on_sigterm(tm
             if process.stdout is not None:
                 process.stdout.close()
         assert master.of(TeardownFramework) == []
+        master.server.close()
+
+    asyncio.run(scenario())
+
+
+SERVING_RUNNER = """
+import sys
+import msgspec
+from meseta import Principal, Scheduler, Service, run
+
+class Name(msgspec.Struct, frozen=True):
+    text: str
+
+service = Service()
+
+@service.method("greet")
+async def greet(principal: Principal, params: Name) -> Name:
+    return Name(f"hello {params.text}, you are {principal}")
+
+sys.exit(run(Scheduler(), name="greeter", cluster=sys.argv[1], service=service))
+"""
+
+
+class Name(msgspec.Struct, frozen=True):
+    text: str
+
+
+def test_run_announces_the_service_to_clients_with_a_key(tmp_path: Path) -> None:
+    create_cluster_keys(tmp_path, ("master", "operator"))
+    master_keys = read_key_file(tmp_path / "keys/master.json").pair
+    own_keys = read_key_file(tmp_path / "keys/operator.json").pair
+
+    async def scenario() -> None:
+        master = ScriptedMaster(ANY, keys=master_keys, client_key=own_keys.public, epoch=1)
+        cluster = tmp_path / "cluster.json"
+        write_cluster(cluster, Cluster(master=master.endpoint, master_public_key=master_keys.public))
+        process = subprocess.Popen([sys.executable, "-P", "-c", SERVING_RUNNER, str(cluster)])
+        try:
+            (registration,) = await master.wait_for(RegisterFramework)
+            address = registration.framework_info.address
+            assert address is not None
+            async with ServiceClient(address, keys=own_keys) as client:
+                answer = await client.call("greet", Name("Ann"), Name)
+            assert answer.text == "hello Ann, you are operator"
+            os.kill(process.pid, signal.SIGINT)
+            assert await asyncio.to_thread(process.wait, LIMIT_S) == 0
+        finally:
+            process.kill()
+            process.wait()
         master.server.close()
 
     asyncio.run(scenario())

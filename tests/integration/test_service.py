@@ -6,10 +6,11 @@ from collections.abc import AsyncIterator
 import msgspec
 import pytest
 
-from meseta.errors import InvalidInput, RequestRefused, TransportError
+from meseta.errors import InvalidInput, ProtocolError, RequestRefused, TransportError
 from meseta.ids import Principal
 from meseta.messages import Call, Error, GetMaster, Hello, Message, Reply, Welcome
 from meseta.service import CALLS_LIMIT, Service
+from meseta.service_client import ServiceClient
 from meseta.transport import Client, generate_keypair
 from meseta.transport_keys import KeyPair
 
@@ -152,6 +153,24 @@ def test_bad_call_is_answered_with_the_field_and_the_reason(
         assert words in error.message
         assert number(await caller.ask("square", {"value": 2})) == 4
         caller.client.close()
+        service.close()
+
+    asyncio.run(scenario())
+
+
+def test_client_calls_and_streams_by_type() -> None:
+    async def scenario() -> None:
+        service = Calculator().service()
+        service.start()
+        async with ServiceClient(service.address) as client:
+            assert await client.call("square", Number(5), Number) == Number(25)
+            assert [item.value async for item in client.stream("count", Number(3), Number)] == [0, 1, 2]
+            assert [item async for item in client.stream("count", Number(0), Number)] == []
+            with pytest.raises(RequestRefused, match="no method 'cube'") as refusal:
+                await client.call("cube", Number(1), Number)
+            assert (refusal.value.code, refusal.value.field) == ("not_found", "method")
+            with pytest.raises(ProtocolError, match="the answer to square is of another type"):
+                await client.call("square", Number(1), str)
         service.close()
 
     asyncio.run(scenario())
