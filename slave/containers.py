@@ -31,6 +31,8 @@ from slave.supervisor_messages import (
 )
 from slave.timers import Timers
 
+_C = ContainerState
+
 ANSWER_LIMIT_S = 10.0  # A supervisor answers in a millisecond; one that is silent holds up registration no longer.
 RESTART_BASE_S = 1.0
 RESTART_LIMIT_S = 60.0
@@ -94,7 +96,7 @@ class Containers:
             self._supervisors[supervisor] = _Supervisor()
             self._timers.set(supervisor, self._context.now + ANSWER_LIMIT_S)
             self._context.emit(SendSupervisor(supervisor=supervisor, message=ListContainers()))
-        lost = {entry.supervisor: None for entry in self.by_id.values() if entry.state is ContainerState.CLAIMED}
+        lost = {entry.supervisor: None for entry in self.by_id.values() if entry.state is _C.CLAIMED}
         for supervisor in lost:
             if supervisor not in self._supervisors:
                 self._orphan(supervisor)
@@ -121,7 +123,7 @@ class Containers:
     def recover(self, container: Container) -> None:
         """Take a container of the checkpoint."""
         if container.supervisor:
-            container.change(ContainerState.CLAIMED)
+            container.change(_C.CLAIMED)
         self.by_id[container.container_id] = container
 
     def add(self, container: Container, supervisor: str) -> None:
@@ -135,19 +137,19 @@ class Containers:
         container = self.by_id.get(container_id)
         if container is None:
             return []
-        if container.state is ContainerState.WAITING:
+        if container.state is _C.WAITING:
             return self._end(container, Cause.NEVER_STARTED)
         if container.kill_grace_s is None or grace_s < container.kill_grace_s:
             container.kill_grace_s = grace_s
             # A claimed one is asked for when its supervisor has answered: the start goes first.
-            if container.state in {ContainerState.REQUESTED, ContainerState.RUNNING}:
+            if container.state in {_C.REQUESTED, _C.RUNNING}:
                 self._send_kill(container)
         return []
 
     def launch_failed(self, container_id: ContainerId, message: str) -> list[Outcome]:
         """Take word that its sandbox could not be made: the supervisor was not asked."""
         container = self.by_id.get(container_id)
-        if container is None or container.state is not ContainerState.REQUESTED:
+        if container is None or container.state is not _C.REQUESTED:
             return []
         return self._end(container, Cause.START_FAILED, message)
 
@@ -174,7 +176,7 @@ class Containers:
         self._timers.set("", self._context.now + delay_s)
         self._context.log(ERROR, "supervisor did not start", error=message, retry_s=delay_s)
         outcomes: list[Outcome] = []
-        for container in [entry for entry in self.by_id.values() if entry.state is ContainerState.WAITING]:
+        for container in [entry for entry in self.by_id.values() if entry.state is _C.WAITING]:
             outcomes += self._end(container, Cause.START_FAILED, f"no supervisor could be started: {message}")
         return outcomes
 
@@ -200,7 +202,7 @@ class Containers:
         self._dying.pop(supervisor, None)
         self._isolation_by_lost.pop(supervisor, None)
         outcomes: list[Outcome] = []
-        for container in [entry for entry in self.by_id.values() if entry.state is ContainerState.ORPHANED]:
+        for container in [entry for entry in self.by_id.values() if entry.state is _C.ORPHANED]:
             if container.supervisor == supervisor:
                 outcomes += self._end(container, Cause.SUPERVISOR_LOST, "the slave's supervisor process died")
         return outcomes
@@ -242,22 +244,22 @@ class Containers:
             raise InvariantError(f"the current supervisor {self._current} is not there")
         for container_id, container in self.by_id.items():
             state = container.state
-            if container_id != container.container_id or state is ContainerState.ENDED:
+            if container_id != container.container_id or state is _C.ENDED:
                 raise InvariantError(f"container {container_id} is {state.value} and still there")
-            if (state is ContainerState.WAITING) != (container.supervisor == ""):
+            if (state is _C.WAITING) != (container.supervisor == ""):
                 raise InvariantError(f"container {container_id} is {state.value} at {container.supervisor!r}")
-            if (state is ContainerState.ORPHANED) != (container.supervisor in self._dying):
+            if (state is _C.ORPHANED) != (container.supervisor in self._dying):
                 raise InvariantError(f"container {container_id} is {state.value} and its supervisor's end differs")
-            if state is not ContainerState.ORPHANED and container.supervisor not in {"", *self._supervisors}:
+            if state not in {_C.ORPHANED, _C.CLAIMED} and container.supervisor not in {"", *self._supervisors}:
                 raise InvariantError(f"container {container_id} is at {container.supervisor}, which is not there")
-            if container.started is None and state is ContainerState.RUNNING:
+            if container.started is None and state is _C.RUNNING:
                 raise InvariantError(f"container {container_id} is {state.value} and its process is not known so")
 
     # --- Private --------------------------------------------------------------------------------
 
     def _request(self, container: Container, supervisor: str) -> None:
         assert container.start is not None, f"container {container.container_id} was started"
-        container.change(ContainerState.REQUESTED)
+        container.change(_C.REQUESTED)
         container.supervisor = supervisor
         self._context.emit(
             LaunchContainer(supervisor=supervisor, framework_id=container.framework_id, start=container.start)
@@ -271,7 +273,7 @@ class Containers:
     def _end(
         self, container: Container, cause: Cause, message: str = "", exited: Exited | None = None
     ) -> list[Outcome]:
-        container.change(ContainerState.ENDED)
+        container.change(_C.ENDED)
         del self.by_id[container.container_id]
         return [ContainerEnded(container.container_id, cause, message, exited)]
 
@@ -280,7 +282,7 @@ class Containers:
         if container is None or container.supervisor != supervisor:
             self._kill_unknown(supervisor, report.container_id)
             return []
-        if container.state not in {ContainerState.REQUESTED, ContainerState.CLAIMED}:
+        if container.state not in {_C.REQUESTED, _C.CLAIMED}:
             return []  # The answer to a doubled start.
         self._run(container, report)
         return [ContainerStarted(container.container_id)]
@@ -295,7 +297,7 @@ class Containers:
                     cgroup=report.cgroup,
                 )
             )
-        container.change(ContainerState.RUNNING)
+        container.change(_C.RUNNING)
         container.started = report
         container.start = None
 
@@ -334,7 +336,7 @@ class Containers:
         running = {started.container_id: started for started in report.running}
         outcomes: list[Outcome] = []
         for container in self.by_id.values():
-            if container.supervisor != supervisor or container.state is not ContainerState.CLAIMED:
+            if container.supervisor != supervisor or container.state is not _C.CLAIMED:
                 continue
             started = running.get(container.container_id)
             if started is not None:
@@ -360,7 +362,7 @@ class Containers:
         if self._is_leaving:
             return
         for container in self.by_id.values():
-            if container.state is ContainerState.WAITING:
+            if container.state is _C.WAITING:
                 self._context.persist(AssignedRecord(container_id=container.container_id, supervisor=supervisor))
                 self._request(container, supervisor)
 
@@ -379,7 +381,7 @@ class Containers:
             if container.supervisor == supervisor:
                 container_id = container.container_id
                 orphans.append(container.started or Started(container_id=container_id, pid=0, start_ticks=0))
-                container.change(ContainerState.ORPHANED)
+                container.change(_C.ORPHANED)
                 container.started = None
         isolation = self._isolation_by_lost.get(supervisor, "")
         self._context.emit(KillOrphans(supervisor=supervisor, containers=tuple(orphans), isolation=isolation))

@@ -22,7 +22,7 @@ def task_fault(message: RunTask) -> str | None:
         names.append(("executor_id", task.executor.executor_id))
     for field, name in names:
         # They become folders on this machine: the master has checked them, but it is not our own.
-        if len(name) > ID_LIMIT or _IDENTIFIER.match(name) is None:
+        if len(name) > ID_LIMIT or _IDENTIFIER.fullmatch(name) is None:
             return f"{field} {name[:50]!r} is no identifier; use letters, digits and _ . : @ = + - (no . first)"
     command = task.command if task.command is not None else task.executor.command if task.executor else None
     if command is None or (command.value is None) == (not command.arguments):
