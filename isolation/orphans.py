@@ -36,10 +36,12 @@ def kill_leftover_processes(orphans: Sequence[Orphan]) -> set[str]:
     by_name = {orphan.name: orphan for orphan in orphans}
     owners: dict[_Identity, str] = {}  # Of all that were ever found: also of parents that are dead by now.
     stopped: set[_Identity] = set()
+    killed: set[str] = set()
     until = time.monotonic() + _LIMIT_S
     quiet_count = 0
     while by_name and quiet_count < _QUIET_ROUNDS:
         found = _find(by_name, owners)
+        killed.update(owners[stat.pid, stat.start_ticks] for stat in found)
         if found and time.monotonic() > until:
             listed = ", ".join(str(stat.pid) for stat in found)
             raise IsolationError(f"processes {listed} still live {_LIMIT_S:.0f} s after they were killed")
@@ -52,7 +54,7 @@ def kill_leftover_processes(orphans: Sequence[Orphan]) -> set[str]:
         quiet_count = 0 if found else quiet_count + 1
         if not new:
             time.sleep(_PAUSE_S)
-    return set(owners.values())
+    return killed
 
 
 def _find(by_name: Mapping[str, Orphan], owners: dict[_Identity, str]) -> list[Stat]:
