@@ -5,7 +5,6 @@ loop of posix_spawn and wait in the same run, and the client's own CPU.
 """
 
 import asyncio
-import json
 import os
 import resource
 import subprocess
@@ -28,6 +27,7 @@ from slave.supervisor_messages import (
     StartContainer,
     StartFailed,
 )
+from tests.bench.harness import emit, pss_mib
 
 TASK_COUNT = 2000
 IN_FLIGHT = 40
@@ -56,31 +56,13 @@ def cpu_s_of(pid: int) -> float:
     return sum(int(field) for field in fields[11:15]) / TICKS_PER_S
 
 
-def pss_kib_of(pid: int) -> int:
-    """Return a process's proportional share of memory."""
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1])
-    return 0
-
-
-def supervisor_pid(path: Path) -> int:
-    """Return the pid of the supervisor that listens at `path`."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            arguments = (entry / "cmdline").read_bytes().split(b"\0")
-            if b"slave.supervisor" in arguments and os.fsencode(path) in arguments:
-                return int(entry.name)
-    raise LookupError(f"no supervisor at {path}")
-
-
 class Load:
     """Keeps `IN_FLIGHT` containers running until all have ended."""
 
     def __init__(self, path: Path, sandbox: str) -> None:
-        self.done = asyncio.get_running_loop().create_future()
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.sandbox = sandbox
-        self.isolation = ""
+        self.listed: asyncio.Future[Containers] = asyncio.get_running_loop().create_future()
         self.started_count = 0
         self.ended_count = 0
         self.client = SupervisorClient(path, self.on_report, self.on_lost)
@@ -92,9 +74,7 @@ class Load:
     def on_report(self, report: FromSupervisor) -> None:
         match report:
             case Containers():
-                self.isolation = report.isolation
-                for _ in range(IN_FLIGHT):
-                    self.start_one()
+                self.listed.set_result(report)
             case Exited():
                 if report.exit_status != 0:
                     self.done.set_exception(RuntimeError(f"{report}"))
@@ -128,21 +108,24 @@ async def measure(isolation: str) -> dict[str, object]:
         path = await start_supervisor(
             Path(folder), isolation=isolation, cgroup_root="meseta-bench", log_file=Path(folder) / "log"
         )
-        pid = supervisor_pid(path)
+        load = Load(path, folder)
+        containers = await asyncio.wait_for(load.listed, LIMIT_S)
+        pid = containers.supervisor_pid
         own_before = resource.getrusage(resource.RUSAGE_SELF)
         before_s, begin = cpu_s_of(pid), time.perf_counter()
-        load = Load(path, folder)
+        for _ in range(IN_FLIGHT):
+            load.start_one()
         await asyncio.wait_for(load.done, LIMIT_S)
         wall_s = time.perf_counter() - begin
         cpu_s = cpu_s_of(pid) - before_s
         own = resource.getrusage(resource.RUSAGE_SELF)
         client_s = own.ru_utime + own.ru_stime - own_before.ru_utime - own_before.ru_stime
         figures: dict[str, object] = {
-            "isolation": load.isolation,
+            "isolation": containers.isolation,
             "cpu_ms_per_task": round(cpu_s / TASK_COUNT * 1000, 3),
             "tasks_per_s": round(TASK_COUNT / wall_s),
             "client_cpu_ms_per_task": round(client_s / TASK_COUNT * 1000, 3),
-            "pss_mib": round(pss_kib_of(pid) / 1024, 1),
+            "pss_mib": round(pss_mib(pid), 1),
         }
         load.client.send(RetireSupervisor())
         load.client.close()
@@ -163,19 +146,13 @@ def measure_bare() -> dict[str, object]:
 
 def main() -> None:
     """Print the figures."""
-    figures: dict[str, object] = {
-        "benchmark": "supervisor",
-        "tasks": TASK_COUNT,
-        "in_flight": IN_FLIGHT,
-        "load": round(os.getloadavg()[0], 2),
-        "bare_posix_spawn": measure_bare(),
-        "posix": asyncio.run(measure("posix")),
-    }
+    bare = measure_bare()
+    posix = asyncio.run(measure("posix"))
     try:
-        figures["cgroups"] = asyncio.run(measure("cgroups"))
+        cgroups: object = asyncio.run(measure("cgroups"))
     except IsolationError as error:
-        figures["cgroups"] = str(error)
-    print(json.dumps(figures))
+        cgroups = str(error)
+    emit("supervisor", tasks=TASK_COUNT, in_flight=IN_FLIGHT, bare_posix_spawn=bare, posix=posix, cgroups=cgroups)
 
 
 if __name__ == "__main__":
