@@ -60,12 +60,13 @@ class Outbox:
         self._seal()
         return True
 
+    def size_bytes(self) -> int:
+        """Return the size of all that waits."""
+        return self._sealed_bytes + len(self._open)
+
     def is_over(self) -> bool:
         """Return True if the peer is so far behind that its session must end."""
-        return (
-            self._sealed_bytes + len(self._open) > OUTBOX_BYTES
-            or self._sealed_count + self._open_count > OUTBOX_MESSAGES
-        )
+        return self.size_bytes() > OUTBOX_BYTES or self._sealed_count + self._open_count > OUTBOX_MESSAGES
 
     def first(self) -> bytearray | None:
         """Return the oldest payload, None if there is nothing to send. It stays until `pop`."""

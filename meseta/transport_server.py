@@ -90,6 +90,7 @@ class Server:
         self._sessions: dict[SessionId, _Session] = {}
         self._session_by_routing_id: dict[bytes, _Session] = {}
         self._dirty: list[_Session] = []
+        self._is_flush_wanted = False
         self._blocked: dict[SessionId, _Session] = {}
         self._retry_timer: asyncio.TimerHandle | None = None
         self._answered: set[bytes] = set()
@@ -124,14 +125,18 @@ class Server:
         if is_full and not session.is_blocked:
             self._flush_session(session)
         elif not session.is_dirty:
-            if not self._dirty:
-                self._loop.call_soon(self._flush)
             session.is_dirty = True
             self._dirty.append(session)
+            self._want_flush()
         if session.is_blocked and session.outbox.is_over():
             self._end_soon(session, "overflow: the peer does not read what it is sent")
             return False
         return session.is_open
+
+    def waiting_bytes(self, session_id: SessionId) -> int:
+        """Return what waits in a session's outbox for room in its queue; 0 if there is no such session."""
+        session = self._sessions.get(session_id)
+        return 0 if session is None else session.outbox.size_bytes()
 
     def forget(self, session_id: SessionId, reason: str) -> None:
         """End a session; what was sent to it before still goes out, if the peer has room.
@@ -319,14 +324,22 @@ class Server:
     # --- Sending --------------------------------------------------------------------------------
 
     def _flush(self) -> None:
+        if self._is_closed:
+            return
         dirty = self._dirty
         self._dirty = []
         for session in dirty:
             session.is_dirty = False
             if session.is_open and not session.is_blocked:
                 self._flush_session(session)
-        if not self._is_closed:
-            self._pump.look()
+        self._is_flush_wanted = False
+        self._pump.look()
+
+    def _want_flush(self) -> None:
+        """Flush at the end of this turn, and look whether sends have swallowed the wake-up of an arrival."""
+        if not self._is_flush_wanted:
+            self._is_flush_wanted = True
+            self._loop.call_soon(self._flush)
 
     def _flush_session(self, session: _Session) -> None:
         failure = self._write(session)
@@ -342,6 +355,7 @@ class Server:
 
     def _write(self, session: _Session) -> zmq.ZMQError | None:
         """Send payloads until the outbox is empty or ZeroMQ refuses one; return the refusal."""
+        self._want_flush()
         send = self._socket.send
         outbox = session.outbox
         while (payload := outbox.first()) is not None:
