@@ -40,4 +40,5 @@ class Commands(Scheduler):
 
 if __name__ == "__main__":
     scheduler = Commands(int(sys.argv[1]), sys.argv[2])
-    sys.exit(run(scheduler, name="commands") or len(scheduler.failed) > 0)
+    # Nobody could take over from a scheduler that remembers nothing: without it, its tasks may end soon.
+    sys.exit(run(scheduler, name="commands", failover_timeout_s=10.0) or len(scheduler.failed) > 0)

@@ -69,4 +69,4 @@ class SquaresScheduler(Scheduler):
 
 
 if __name__ == "__main__":
-    sys.exit(run(SquaresScheduler([int(text) for text in sys.argv[1:]]), name="squares"))
+    sys.exit(run(SquaresScheduler([int(text) for text in sys.argv[1:]]), name="squares", failover_timeout_s=10.0))
