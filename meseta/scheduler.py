@@ -39,7 +39,7 @@ from meseta.driver_events import (
 from meseta.driver_shell import SEED_BITS, DriverShell, Peer
 from meseta.errors import InvalidInput
 from meseta.ids import ExecutorId, FrameworkId, OfferId, SlaveId, TaskId
-from meseta.keys import PRINCIPALS_NAME, cluster_folder, read_cluster, read_key_file, read_principals
+from meseta.keys import PRINCIPALS_NAME, Cluster, cluster_folder, read_cluster, read_key_file, read_principals
 from meseta.messages import (
     AcceptOffers,
     AcknowledgeStatus,
@@ -336,15 +336,7 @@ def run(
         webui_url=webui_url,
         labels=labels or {},
     )
-    cluster_path = Path(cluster or os.environ.get("MESETA_CLUSTER") or cluster_folder() / "cluster.json")
-    where = read_cluster(cluster_path)
-    keys = None
-    if where.master_public_key is not None:  # Else the cluster runs with --insecure, and knows no keys.
-        keys_folder = cluster_path.parent / "keys"
-        keys = read_key_file(Path(key or os.environ.get("MESETA_KEY") or keys_folder / "operator.json")).pair
-        if service is not None:
-            service.keys = keys
-            service.principals = service.principals or read_principals(keys_folder / PRINCIPALS_NAME).get
+    where, keys = _find_cluster(cluster, key, service)
     return asyncio.run(
         _run(
             lambda info: MesetaSchedulerDriver(
@@ -380,6 +372,22 @@ async def _run(
     finally:
         if service is not None:
             service.close()
+
+
+def _find_cluster(
+    cluster: Path | str | None, key: Path | str | None, service: Service | None
+) -> tuple[Cluster, KeyPair | None]:
+    """Read the cluster's files; give the service its key too."""
+    cluster_path = Path(cluster or os.environ.get("MESETA_CLUSTER") or cluster_folder() / "cluster.json")
+    where = read_cluster(cluster_path)
+    keys = None
+    if where.master_public_key is not None:  # Else the cluster runs with --insecure, and knows no keys.
+        keys_folder = cluster_path.parent / "keys"
+        keys = read_key_file(Path(key or os.environ.get("MESETA_KEY") or keys_folder / "operator.json")).pair
+        if service is not None:
+            service.keys = keys
+            service.principals = service.principals or read_principals(keys_folder / PRINCIPALS_NAME).get
+    return where, keys
 
 
 def _user_name() -> str:

@@ -110,3 +110,12 @@ def sent(effects: list[SchedulerEffect]) -> list[Message]:
 
 def without_logs(effects: list[SchedulerEffect]) -> list[SchedulerEffect]:
     return [effect for effect in effects if not isinstance(effect, Log)]
+
+
+def running_core() -> SchedulerCore:
+    """A registered core with task t-1 running."""
+    core = registered_core()
+    core.handle(offers("o-1"), 0.0)
+    core.handle(launch(("o-1",), task("t-1")), 0.0)
+    core.handle(update("t-1", TaskState.RUNNING, uuid="u-1"), 0.0)
+    return core
