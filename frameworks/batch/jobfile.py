@@ -81,7 +81,7 @@ def _top_level(tree: ast.Module) -> tuple[dict[str, _Function | None], bool]:
 
 def _meant(wanted: str, names: Iterable[str]) -> str:
     close = get_close_matches(wanted, [one for one in names if one not in _FORMS], n=1, cutoff=0.6)
-    return f"; did you mean it by {close[0]}?" if close else "; add it"
+    return f"; if {close[0]} is meant to be it, rename it" if close else "; add it"
 
 
 def _refuse_misspelt_combine(names: Mapping[str, _Function | None], name: str) -> None:

@@ -8,7 +8,7 @@ import msgspec
 
 from frameworks.batch.splits import Piece, Split
 from meseta.errors import DecodeError, InvalidTransition
-from meseta.ids import ContainerId, ExecutorId, SlaveId, TaskId
+from meseta.ids import ContainerId, SlaveId, TaskId
 from meseta.model import Address, Data, Name, Text
 from meseta.resources import Resources
 
@@ -334,7 +334,7 @@ class Heartbeat(Record, frozen=True, kw_only=True):
 
 
 _REPORT_DECODER = msgspec.msgpack.Decoder(Report)
-_ORDER_DECODER = msgspec.msgpack.Decoder(Order)
+_ORDER_DECODER: msgspec.msgpack.Decoder[Order] = msgspec.msgpack.Decoder(Order)
 
 
 def encode_report(report: Report) -> bytes:
@@ -366,20 +366,3 @@ def decode_order(data: bytes) -> Order:
         return _ORDER_DECODER.decode(data)
     except (msgspec.DecodeError, ValueError) as error:
         raise DecodeError(f"no order: {error}") from error
-
-
-# --- The core's events ------------------------------------------------------------------------------
-
-
-class _Event(Record, frozen=True, kw_only=True, tag=True, tag_field="type"):
-    """What the core is told."""
-
-
-class OfferSeen(Record, frozen=True, kw_only=True):
-    """What the core needs to know of an offer."""
-
-    offer_id: str
-    slave_id: SlaveId
-    hostname: str
-    resources: Resources
-    executor_ids: tuple[ExecutorId, ...] = ()
