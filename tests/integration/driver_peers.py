@@ -1,9 +1,11 @@
 """Small scripted peers for tests of the drivers: a master and a slave on real sockets."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import TypeVar
 
+from meseta.errors import TransportError
 from meseta.ids import ContainerId, FrameworkId, Principal, SessionId, SlaveId
 from meseta.messages import (
     AcknowledgeStatus,
@@ -22,6 +24,7 @@ from meseta.transport_keys import KeyPair
 LIMIT_S = 10.0
 FRAMEWORK_ID = FrameworkId("f-1")
 Kind = TypeVar("Kind", bound=Message)
+Peer = TypeVar("Peer", bound="ScriptedPeer")
 
 
 class ScriptedPeer:
@@ -86,6 +89,15 @@ class ScriptedPeer:
 
     def of(self, kind: type[Kind]) -> list[Kind]:
         return [message for message in self.received_messages if isinstance(message, kind)]
+
+
+async def successor(make: Callable[[], Peer]) -> Peer:
+    """Make a peer on an endpoint whose server was just closed: ZeroMQ lets go of it in a thread of its own."""
+    async with asyncio.timeout(LIMIT_S):
+        while True:
+            with contextlib.suppress(TransportError):
+                return make()
+            await asyncio.sleep(0.005)
 
 
 class ScriptedMaster(ScriptedPeer):

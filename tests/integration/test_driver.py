@@ -35,7 +35,7 @@ from meseta.scheduler import MesetaSchedulerDriver, Scheduler, SchedulerDriver
 from meseta.scheduler_core import SchedulerCore, SchedulerInit
 from meseta.service_client import ServiceClient
 from meseta.transport import generate_keypair
-from tests.integration.driver_peers import FRAMEWORK_ID, LIMIT_S, ScriptedMaster
+from tests.integration.driver_peers import FRAMEWORK_ID, LIMIT_S, ScriptedMaster, successor
 
 ANY = "tcp://127.0.0.1:0"
 
@@ -154,20 +154,25 @@ def test_task_lives_and_its_updates_are_acknowledged_over_curve(tmp_path: Path) 
 def test_methods_may_be_called_from_any_thread_and_keep_their_order() -> None:
     async def scenario() -> None:
         master = ScriptedMaster(ANY, epoch=1)
-        driver = make_driver(Notes(), master)
-        driver.kill_task(TaskId("before-start"))
-        driver.start()
-        await master.wait_for(RegisterFramework)
 
-        def shout() -> None:
+        def shout(driver: SchedulerDriver) -> None:
             for index in range(100):
                 driver.kill_task(TaskId(f"t-{index}"))
             driver.stop()
 
-        thread = threading.Thread(target=shout)
-        thread.start()
+        notes = Notes()
+        threads: list[threading.Thread] = []
+
+        def begin(driver: SchedulerDriver) -> None:
+            threads.append(threading.Thread(target=shout, args=(driver,)))
+            threads[0].start()
+
+        notes.on_registered = begin
+        driver = make_driver(notes, master)
+        driver.kill_task(TaskId("before-start"))
+        driver.start()
         assert await ended(driver) == 0
-        thread.join()
+        threads[0].join()
         kills = await master.wait_for(KillTask, 101)
         assert [kill.task_id for kill in kills] == ["before-start", *(f"t-{index}" for index in range(100))]
         driver.kill_task(TaskId("after-end"))
@@ -209,15 +214,15 @@ def test_restarted_master_gets_the_same_framework_back() -> None:
         await master.wait_for(AcceptOffers)
         endpoint = master.endpoint
         master.server.close()
-        successor = ScriptedMaster(endpoint, epoch=2)
-        (registration,) = await successor.wait_for(RegisterFramework)
+        new_master = await successor(lambda: ScriptedMaster(endpoint, epoch=2))
+        (registration,) = await new_master.wait_for(RegisterFramework)
         assert registration.framework_info.id == FRAMEWORK_ID
-        (question,) = await successor.wait_for(ReconcileTasks)
+        (question,) = await new_master.wait_for(ReconcileTasks)
         assert [query.task_id for query in question.tasks] == ["t-o-1"]
-        successor.send(update("t-o-1", TaskState.FINISHED, "u-1"))
+        new_master.send(update("t-o-1", TaskState.FINISHED, "u-1"))
         assert await ended(driver) == 0
         assert notes.calls == [f"registered {FRAMEWORK_ID}", "disconnected", "reregistered"]
-        successor.server.close()
+        new_master.server.close()
 
     asyncio.run(scenario())
 

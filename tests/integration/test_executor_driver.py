@@ -23,7 +23,7 @@ from meseta.messages import (
 )
 from meseta.model import ExecutorInfo, FrameworkInfo, TaskInfo, TaskState, TaskStatus
 from meseta.runner import replay
-from tests.integration.driver_peers import LIMIT_S, ScriptedSlave
+from tests.integration.driver_peers import LIMIT_S, ScriptedSlave, successor
 
 
 @pytest.fixture
@@ -90,15 +90,15 @@ def test_updates_survive_the_slaves_restart(endpoint: str, tmp_path: Path) -> No
         slave.send(launch("t-1"))
         (running,) = await slave.wait_for(StatusUpdate)
         slave.server.close()
-        successor = ScriptedSlave(endpoint)
-        (registration,) = await successor.wait_for(RegisterExecutor)
+        new_slave = await successor(lambda: ScriptedSlave(endpoint))
+        (registration,) = await new_slave.wait_for(RegisterExecutor)
         assert registration.tasks == ()
         assert registration.unacknowledged[0] == running.status
         assert [one.state for one in registration.unacknowledged] == [TaskState.RUNNING, TaskState.FINISHED]
-        successor.send(ShutdownExecutor(executor_id=ExecutorId("e-1")))
+        new_slave.send(ShutdownExecutor(executor_id=ExecutorId("e-1")))
         assert await ended(driver) == 0
         assert notes.calls == ["registered hello on s-1", "launch t-1", "disconnected", "reregistered", "shutdown"]
-        successor.server.close()
+        new_slave.server.close()
 
     asyncio.run(scenario())
     count, differing = replay(tmp_path / "recording", ExecutorInit, ExecutorEvent, ExecutorCore)
