@@ -43,6 +43,7 @@ class MasterConfig(Record, frozen=True, kw_only=True):
     min_refuse_s: float = MIN_REFUSE_S
     weights: dict[str, float] = {}  # noqa: RUF012 - msgspec copies it for each value
     acls: str = ""
+    is_insecure: bool = False
     version: str = ""
 
 

@@ -1,0 +1,216 @@
+"""What operators ask and order. Every question is answered in pages, every order by `Done` or `Error`."""
+
+import heapq
+from collections.abc import Iterable
+from functools import partial
+
+from master.authorizer import Action
+from master.cluster import Cluster
+from master.frameworks import Frameworks
+from master.state import FrameworkEntry, FrameworkState, Session, SlaveEntry, SlaveState, TaskEntry
+from meseta.log import INFO
+from meseta.messages import (
+    Done,
+    GetMaster,
+    GetNodes,
+    GetTasks,
+    MasterStatus,
+    Nodes,
+    OperatorKillTask,
+    Tasks,
+    TeardownFramework,
+)
+from meseta.messages import Frameworks as FrameworkViews
+from meseta.messages import GetFrameworks as AskFrameworks
+from meseta.model import FrameworkView, Node, Task
+from meseta.resources import Resources
+
+
+class Operators:
+    """Answers and obeys, if the principal may."""
+
+    def __init__(self, cluster: Cluster, frameworks: Frameworks) -> None:
+        self._cluster = cluster
+        self._frameworks = frameworks
+
+    # --- Questions --------------------------------------------------------------------------------
+
+    def get_master(self, session: Session, message: GetMaster) -> None:
+        """Answer with numbers about all."""
+        if self._is_refused(session, Action.VIEW, "master", message.request_id):
+            return
+        cluster = self._cluster
+        slaves = list(cluster.slaves.values())
+        counted = [slave for slave in slaves if slave.is_counted]
+        frameworks = list(cluster.frameworks.values())
+        answer = MasterStatus(
+            request_id=message.request_id,
+            epoch=cluster.epoch,
+            version=cluster.config.version,
+            uptime_s=max(0.0, cluster.now - cluster.init.started_s),
+            slaves_active=sum(slave.state is SlaveState.ACTIVE for slave in slaves),
+            slaves_unreachable=sum(slave.state is SlaveState.UNREACHABLE for slave in slaves),
+            frameworks_active=sum(one.state is FrameworkState.ACTIVE for one in frameworks),
+            frameworks_disconnected=sum(
+                one.state in (FrameworkState.DISCONNECTED, FrameworkState.RECOVERED) for one in frameworks
+            ),
+            tasks_active=sum(_count_active(slave) for slave in slaves),
+            offers_outstanding=len(cluster.offers),
+            resources_total=_scalars(slave.info.resources for slave in counted),
+            resources_used=_scalars(cluster.used(slave) for slave in counted),
+            resources_offered=_scalars(cluster.offered(slave) for slave in counted),
+        )
+        cluster.send(session, answer)
+
+    def get_nodes(self, session: Session, message: GetNodes) -> None:
+        """Answer with a page of slaves."""
+        if self._is_refused(session, Action.VIEW, "nodes", message.request_id):
+            return
+        slaves = {str(slave_id): slave for slave_id, slave in self._cluster.slaves.items()}
+        page, more = _page(slaves, message.after, message.limit)
+        nodes = tuple(self._node(slaves[slave_id]) for slave_id in page)
+        self._cluster.send(session, Nodes(request_id=message.request_id, nodes=nodes, next=more))
+
+    def get_frameworks(self, session: Session, message: AskFrameworks) -> None:
+        """Answer with a page of frameworks."""
+        if self._is_refused(session, Action.VIEW, "frameworks", message.request_id):
+            return
+        chosen = {
+            str(framework_id): framework
+            for framework_id, framework in self._cluster.frameworks.items()
+            if (message.include_completed or framework.state is not FrameworkState.REMOVED)
+            and message.name in (None, framework.info.name)
+        }
+        page, more = _page(chosen, message.after, message.limit)
+        views = tuple(self._framework(chosen[framework_id]) for framework_id in page)
+        self._cluster.send(session, FrameworkViews(request_id=message.request_id, frameworks=views, next=more))
+
+    def get_tasks(self, session: Session, message: GetTasks) -> None:
+        """Answer with a page of tasks."""
+        if self._is_refused(session, Action.VIEW, "tasks", message.request_id):
+            return
+        chosen: dict[str, TaskEntry | Task] = {}
+        for framework_id, framework in self._cluster.frameworks.items():
+            if message.framework_id not in (None, framework_id):
+                continue
+            if message.include_completed:
+                for done in framework.completed.values():
+                    if message.slave_id in (None, done.slave_id):
+                        chosen[f"{framework_id}/{done.task_id}"] = done
+            for task in framework.tasks.values():
+                if message.slave_id in (None, task.slave.slave_id):
+                    chosen[f"{framework_id}/{task.task_id}"] = task
+        page, more = _page(chosen, message.after, message.limit)
+        tasks = tuple(one if isinstance(one := chosen[key], Task) else one.view() for key in page)
+        self._cluster.send(session, Tasks(request_id=message.request_id, tasks=tasks, next=more))
+
+    # --- Orders -----------------------------------------------------------------------------------
+
+    def kill_task(self, session: Session, message: OperatorKillTask) -> None:
+        """Kill anyone's task."""
+        cluster = self._cluster
+        framework = cluster.frameworks.get(message.framework_id)
+        task = None if framework is None else framework.tasks.get(message.task_id)
+        if task is None:
+            # Whoever may kill nothing must not learn what there is.
+            if not self._is_refused(session, Action.KILL_TASK, "", message.request_id):
+                text = f"task {message.task_id} of framework {message.framework_id} is not there: it ended or never was"
+                cluster.refuse(session, "not_found", text, message.request_id)
+            return
+        if self._is_refused(session, Action.KILL_TASK, task.user, message.request_id):
+            return
+        cluster.kill(task, message.grace_period_s)
+        cluster.log(INFO, "task killed by operator", task_id=task.task_id, principal=session.principal)
+        cluster.send(session, Done(request_id=message.request_id))
+
+    def teardown_framework(self, session: Session, message: TeardownFramework) -> None:
+        """End anyone's framework."""
+        cluster = self._cluster
+        if message.framework_id is None:
+            text = "framework_id is missing: name the framework to tear down"
+            cluster.refuse(session, "invalid", text, message.request_id)
+            return
+        framework = cluster.frameworks.get(message.framework_id)
+        principal = "" if framework is None else framework.principal
+        if self._is_refused(session, Action.TEARDOWN_FRAMEWORK, principal, message.request_id):
+            return
+        if framework is None or framework.is_over:
+            text = f"framework {message.framework_id} is not there: it was removed or never was"
+            cluster.refuse(session, "not_found", text, message.request_id)
+            return
+        then = None
+        if message.request_id is not None:
+            then = partial(cluster.send, session, Done(request_id=message.request_id))
+        self._frameworks.remove(framework, f"torn down by {session.principal}", then)
+
+    # --- Private ----------------------------------------------------------------------------------
+
+    def _is_refused(self, session: Session, action: Action, subject: str, request_id: int | None) -> bool:
+        refusal = self._cluster.authorize(session.principal, action, subject)
+        if refusal is not None:
+            self._cluster.refuse(session, "unauthorized", refusal, request_id)
+        return refusal is not None
+
+    def _node(self, slave: SlaveEntry) -> Node:
+        return Node(
+            slave_id=slave.slave_id,
+            hostname=slave.info.hostname,
+            state=_NODE_STATES[slave.state],
+            address=slave.info.address,
+            attributes=slave.info.attributes,
+            total=slave.info.resources,
+            used=self._cluster.used(slave),
+            offered=self._cluster.offered(slave),
+            tasks_active=_count_active(slave),
+            version=slave.info.version,
+            registered_unix_s=slave.record.registered_unix_s,
+        )
+
+    def _framework(self, framework: FrameworkEntry) -> FrameworkView:
+        cluster = self._cluster
+        tasks = list(framework.tasks.values())
+        held = [task.resources for task in (*tasks, *framework.disowned.values()) if task.is_charged]
+        held += [executor.info.resources for executor in framework.executors.values()]
+        waiting = None
+        if framework.session is not None:
+            waiting = cluster.allocator.waiting(framework.framework_id, cluster.now)
+        return FrameworkView(
+            framework_info=framework.info,
+            state=framework.state.value,
+            principal=framework.principal,
+            used=_scalars(held),
+            offered=_scalars(entry.offer.resources for entry in framework.offers.values()),
+            tasks_active=sum(not task.state.is_terminal for task in tasks),
+            tasks_completed=framework.tasks_completed,
+            registered_unix_s=framework.registered_unix_s,
+            waiting=waiting,
+        )
+
+
+_NODE_STATES = {
+    SlaveState.RECOVERED: "recovered",
+    SlaveState.ACTIVE: "active",
+    SlaveState.DISCONNECTED: "disconnected",
+    SlaveState.MARKING: "unreachable",
+    SlaveState.UNREACHABLE: "unreachable",
+    SlaveState.READMITTING: "recovered",
+}
+
+
+def _count_active(slave: SlaveEntry) -> int:
+    return sum(not task.state.is_terminal for task in slave.tasks.values())
+
+
+def _page(keys: Iterable[str], after: str, limit: int) -> tuple[list[str], str | None]:
+    """Return the `limit` lowest keys over `after`, and the last of them if there are more."""
+    lowest = heapq.nsmallest(limit + 1, (key for key in keys if key > after))
+    return lowest[:limit], lowest[limit - 1] if len(lowest) > limit else None
+
+
+def _scalars(many: Iterable[Resources]) -> Resources:
+    """Return the sum of the scalars: ranges and sets of several slaves overlap."""
+    sums: dict[str, int] = {}
+    for one in many:
+        for name, amount in one.scalars.items():
+            sums[name] = sums.get(name, 0) + amount
+    return Resources(sums)
