@@ -57,7 +57,7 @@ class Keeper:
     def run(self) -> int:
         """Return the exit status when all is down."""
         reader, writer = socket.socketpair()
-        os.set_blocking(writer.fileno(), False)  # noqa: FBT003 - it takes no keyword.
+        os.set_blocking(writer.fileno(), False)
         signal.set_wakeup_fd(writer.fileno())
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._on_signal)

@@ -56,13 +56,13 @@ def services(layout: Layout, settings: Settings) -> list[Service]:
             *("--runtime-dir", str(layout.runtime_dir(name))),
             *("--bind", f"tcp://{settings.address}:0"),
             *("--resources", resources),
-            *("--isolation", settings.isolation),
+            *(("--isolation", settings.isolation) if settings.isolation != "auto" else ()),
         )
         found.append(Service(name=name, kind="slave", arguments=_start(layout, settings, name, "slave") + flags))
     for name in settings.services:
-        flags = (*cluster, *_key(layout, name), "--bind", f"tcp://{settings.address}:0")
+        own = (*cluster, *_key(layout, name), *principals, "--bind", f"tcp://{settings.address}:0")
         start = _start(layout, settings, name, FRAMEWORKS[name])
-        found.append(Service(name=name, kind="framework", arguments=start + flags))
+        found.append(Service(name=name, kind="framework", arguments=start + own))
     return found
 
 
@@ -73,7 +73,7 @@ def _start(layout: Layout, settings: Settings, name: str, module: str) -> tuple[
         *(settings.python, "-P", "-m", module),
         *(("--config", str(config)) if config.exists() else ()),
         *("--work-dir", str(layout.work_dir(name))),
-        *("--log-level", settings.log_level),
+        *(("--log-level", settings.log_level) if settings.log_level != "info" else ()),
     )
 
 
