@@ -64,6 +64,8 @@ class Allocator:
         self._open = 0  # Slots of the slaves with something to offer, as of the last round.
         self._slots_by_end: dict[float, dict[int, None]] = {}  # Slaves with filters, by when these end.
         self._ends: list[float] = []  # A heap of the keys.
+        self._burst = (0.0, 0.0)  # Time and length of the last filter: declines come in bursts of equals.
+        self._burst_end = 0.0
         self._offer_number = 0
         self._outbid = BitCounters()  # Rounds in which all that a client could have had went to others.
 
@@ -83,7 +85,9 @@ class Allocator:
         """
         if slave_id in self._book.slaves:
             raise InvariantError(f"slave {slave_id} was added before")
-        sum_resources([held for by_role in used.values() for held in by_role.values()])
+        pieces = [held for by_role in used.values() for held in by_role.values()]
+        if len(pieces) > 1:
+            sum_resources(pieces)  # Raises what the docstring promises, before anything has changed.
         slave = self._book.add_slave(slave_id, total)
         for framework_id, by_role in used.items():
             for role, held in by_role.items():
@@ -99,7 +103,7 @@ class Allocator:
         self._open &= ~slave.bit
         self._book.remove_slave(slave)
 
-    def set_slave_active(self, slave_id: SlaveId, *, is_active: bool, now: float) -> None:
+    def set_slave_active(self, slave_id: SlaveId, is_active: bool, now: float) -> None:
         """Offer an active slave, do not offer an inactive one. What was offered stays offered."""
         slave = self._slave(slave_id)
         if slave.is_active != is_active:
@@ -134,7 +138,7 @@ class Allocator:
             self._book.give_all_back(client)
         self._refresh_live(framework)
 
-    def set_framework_active(self, framework_id: FrameworkId, *, is_active: bool, now: float) -> None:
+    def set_framework_active(self, framework_id: FrameworkId, is_active: bool, now: float) -> None:
         """Make offers to an active framework, none to an inactive one.
 
         A framework that becomes inactive loses its filters: the scheduler that comes back need not
@@ -317,8 +321,15 @@ class Allocator:
         length_s = min(max(refuse_s, self._config.min_refuse_s), REFUSE_LIMIT_S)
         if length_s <= 0:
             return
-        until = filter_end(now, length_s)
-        client.filtered |= slave.bit
+        if (now, length_s) != self._burst:
+            self._burst = (now, length_s)
+            self._burst_end = filter_end(now, length_s)
+        until = self._burst_end
+        if slave.free is refused:
+            # All that the slave has was refused: barred at once, since the next round would find no more.
+            self._book.bar(client, slave)
+        else:
+            client.filtered |= slave.bit
         if slave.refusals.add(refused, until, client.bit):
             slots = self._slots_by_end.get(until)
             if slots is None:
@@ -385,8 +396,9 @@ class Allocator:
                 book.set_blocked(slave, blocked)
             here = live ^ (live & blocked)
             if here:
-                takers |= here
                 takeable.append(slot)
+                if here != takers:
+                    takers |= here
         self._open = (self._open & ~bits_of(book.changed)) | bits_of(opened)
         book.changed.clear()
         takeable_bits = bits_of(takeable)
@@ -414,10 +426,10 @@ class Allocator:
             if not candidates:
                 ranking.park(client)
                 continue
-            slave = self._book.slot(self._pick(candidates))
-            left ^= slave.bit
+            slot = self._pick(candidates)
+            left ^= 1 << slot
             given |= client.bit
-            allocations.append(self._offer(client, slave, now))
+            allocations.append(self._offer(client, self._book.slot(slot), now))
         ranking.unpark()
         self._open ^= takeable ^ left
         self._outbid.clear(given)

@@ -70,7 +70,7 @@ class Client:
         self.is_live = False  # Registered, active, not suppressed.
         self.slots: dict[int, None] = {}  # Slaves on which it holds something.
         self.unblocked = unblocked  # Bits of the slaves that no filter forbids it.
-        self.filtered = 0  # Bits of the slaves on which it may have filters; some may have ended.
+        self.filtered = 0  # Bits of further slaves on which it may have filters, broken or ended ones included.
 
     def __lt__(self, other: object) -> bool:
         return False  # Reached only by two equal entries of one client in a heap, of which one is stale.
@@ -104,6 +104,8 @@ class Slave:
         "blocked",
         "free",
         "free_vector",
+        "given",
+        "given_vector",
         "holdings",
         "is_active",
         "is_overcommitted",
@@ -120,6 +122,8 @@ class Slave:
         self.total = total
         self.free = total
         self.free_vector = free_vector
+        self.given = EMPTY  # What was offered last: mostly it comes back whole.
+        self.given_vector: Vector = ()
         self.is_active = True
         self.is_overcommitted = False
         self.holdings: dict[Client, list[Resources]] = {}
@@ -195,12 +199,24 @@ class Book:
         self.measure.shrink(slave.total)
         self.is_remeasured = True
 
+    def bar(self, client: Client, slave: Slave) -> None:
+        """Record that one client, with a filter on the slave, may not be offered it."""
+        if not slave.blocked & client.bit:
+            slave.blocked |= client.bit
+            client.unblocked ^= slave.bit
+
     def set_blocked(self, slave: Slave, blocked: int) -> None:
         """Record which clients may not be offered the slave, on both sides."""
-        for index in members(slave.blocked ^ blocked):
-            client = self.clients[index]
+        bit = slave.bit
+        differing = slave.blocked ^ blocked
+        while differing:  # Not through `members`: mostly it is one client, and this runs for each decline.
+            rest = differing & (differing - 1)
+            client = self.clients[(differing ^ rest).bit_length() - 1]
             if client is not None:
-                client.unblocked ^= slave.bit
+                client.unblocked ^= bit
+                if client.unblocked & bit:
+                    client.filtered |= bit  # Its filter may be broken and not ended.
+            differing = rest
         slave.blocked = blocked
 
     # Holdings
@@ -212,8 +228,11 @@ class Book:
             ValueError: another holds one of the same ranges or set items there; nothing has changed.
         """
         self._learn(resources)
-        if not slave.is_overcommitted and resources <= slave.free:
-            free = slave.free - resources
+        try:
+            free = None if slave.is_overcommitted else slave.free - resources
+        except ValueError:
+            free = None
+        if free is not None:
             self._hold(client, slave, resources)
             slave.free = free
             slave.free_vector = self.measure.vector(free)
@@ -226,12 +245,24 @@ class Book:
 
     def take_all_free(self, client: Client, slave: Slave) -> Resources:
         """Let a client hold all that is free on a slave, and return it."""
-        resources = slave.free
-        self._hold(client, slave, resources)
-        vector = slave.free_vector
+        resources = slave.given = slave.free
+        vector = slave.given_vector = slave.free_vector
         slave.free = EMPTY
         slave.free_vector = self.measure.zero
-        self._charge(client, vector)
+        # Not through `_hold` and `_charge`: this runs for each offer.
+        pieces = slave.holdings.get(client)
+        if pieces is None:
+            slave.holdings[client] = [resources]
+            client.slots[slave.slot] = None
+        elif len(pieces) < _PIECES_LIMIT:
+            pieces.append(resources)
+        else:
+            slave.holdings[client] = [sum_resources(pieces) + resources]
+        client.held = tuple(map(add, client.held, vector))
+        client.share = -1
+        role = client.role
+        role.held = tuple(map(add, role.held, vector))
+        role.share = -1
         return resources
 
     def give_back(self, client: Client, slave: Slave, resources: Resources) -> None:
@@ -241,7 +272,7 @@ class Book:
             InvariantError: the client does not hold them.
         """
         self._release(client, slave, resources)
-        vector = self.measure.vector(resources)
+        vector = slave.given_vector if resources is slave.given else self.measure.vector(resources)
         self._discharge(client, vector)
         if slave.is_overcommitted:
             self._recompute_free(slave)
@@ -306,9 +337,10 @@ class Book:
 
     def forget_filters(self, client: Client) -> None:
         """Drop all filters of a client."""
-        for slot in members(client.filtered):
+        for slot in members(client.filtered | (self.all_slots ^ client.unblocked)):
             slave = self.slots[slot]
-            if slave is not None and slave.refusals.forget(client.bit):
+            if slave is not None:
+                slave.refusals.forget(client.bit)
                 slave.blocked &= ~client.bit
         client.filtered = 0
         client.unblocked = self.all_slots
@@ -368,7 +400,7 @@ class Book:
             if client.share >= 0 and not self.is_remeasured and client.share != self.measure.share(held):
                 faults.append(f"{client.name} has an outdated share")
             filtered = bits_of(one.slot for one in self.slaves.values() if one.refusals.clients() & client.bit)
-            if filtered & ~client.filtered:
+            if filtered & ~client.filtered & client.unblocked:
                 faults.append(f"{client.name} has filters that are not noted: {filtered & ~client.filtered:b}")
         return faults
 
@@ -433,6 +465,7 @@ class Book:
             return
         for slave in self.slaves.values():
             slave.free_vector = measure.padded(slave.free_vector)
+            slave.given_vector = measure.padded(slave.given_vector)
         for client in self.clients:
             if client is not None:
                 client.held = measure.padded(client.held)

@@ -37,17 +37,20 @@ class Refusals:
 
     def add(self, refused: Resources, until: float, client: int) -> bool:
         """Set a filter for the bit `client`; True if it is the first on this slave to end at `until`."""
-        is_first = all(until not in refusal.clients_by_until for refusal in self._refusals)
+        is_first = True
+        found = None
         for refusal in self._refusals:
+            if until in refusal.clients_by_until:
+                is_first = False
             if refusal.refused is refused or refusal.refused == refused:
-                break
-        else:
+                found = refusal
+        if found is None:
             if len(self._refusals) >= REFUSAL_LIMIT:
                 self._refusals.remove(min(self._refusals, key=lambda one: max(one.clients_by_until)))
-            refusal = _Refusal(refused)
-            self._refusals.append(refusal)
-        refusal.clients |= client
-        refusal.clients_by_until[until] = refusal.clients_by_until.get(until, 0) | client
+            found = _Refusal(refused)
+            self._refusals.append(found)
+        found.clients |= client
+        found.clients_by_until[until] = found.clients_by_until.get(until, 0) | client
         return is_first
 
     def expire(self, now: float) -> bool:

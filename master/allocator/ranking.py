@@ -76,7 +76,8 @@ class Ranking:
                 heappop(heap)
                 continue
             role = branch.role
-            if self._measured_role(role) != entry[0] or role.offer_number != entry[1]:
+            # The only one left is the lowest, whatever its share.
+            if len(heap) > 1 and (self._measured_role(role) != entry[0] or role.offer_number != entry[1]):
                 branch.entry = branch.fresh_entry()
                 heapreplace(heap, branch.entry)
                 continue

@@ -386,6 +386,18 @@ def test_a_slave_that_comes_back_has_no_filters() -> None:
     assert who(allocator.allocate(1.0)) == [A]
 
 
+def test_revive_after_a_filter_ended_on_an_inactive_slave_leaves_it_offerable() -> None:
+    allocator = allocator_with(slaves={S1: BIG}, frameworks={A: ("*",)})
+    give_back(allocator, allocator.allocate(0.0)[0], 0.0, refuse_s=5.0)
+    assert allocator.allocate(1.0) == []
+    allocator.set_slave_active(S1, is_active=False, now=2.0)
+    assert allocator.allocate(5.0) == []
+    allocator.revive(A, (), 6.0)
+    allocator.check()
+    allocator.set_slave_active(S1, is_active=True, now=7.0)
+    assert who(allocator.allocate(7.0)) == [A]
+
+
 def test_resources_that_end_by_themselves_set_no_filter() -> None:
     allocator = allocator_with(slaves={S1: BIG}, frameworks={A: ("*",)})
     give_back(allocator, allocator.allocate(0.0)[0], 0.0)
