@@ -10,15 +10,17 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from meseta.errors import DecodeError, TransportError
+from meseta.log import DEBUG, WARNING, log_event
 from meseta.messages import Epoch, Error, Goodbye, Hello, Message, Welcome, decode
 from meseta.transport_keys import KeyPair
 from meseta.transport_outbox import Outbox
-from meseta.transport_sockets import CLOSE_LINGER_MS, Pump, Socket, check_endpoint, set_options, shared_context
+from meseta.transport_sockets import CLOSE_LINGER_MS, NOBLOCK, Pump, Socket, check_endpoint, set_options, shared_context
 
 BACKOFF_BASE_S = 0.05  # The first new dial: a restarted server is back within a few of these.
 BACKOFF_LIMIT_S = 5.0  # The longest pause: 10,000 slaves then dial a dead master 2,000 times a second at most.
 WELCOME_S = 5.0  # A server that has not answered Hello by then is busy or dead: dial again.
 SETTLED_S = 5.0  # A session that lasted this long was a good one: the back-off starts anew.
+UNSETTLED_ATTEMPTS = 3  # One that breaks earlier is dialled again after 0.4 s at most.
 RETRY_S = 0.01  # When ZeroMQ's queue was full.
 _ROUTING_ID_BYTES = 16  # Random for each session: no other peer can guess it and wait to take it over.
 
@@ -42,6 +44,15 @@ class ClientHandler(Protocol):
 
     def refused(self, error: Error) -> None:
         """Take note that the server does not want us; the client dials again only after `reset`."""
+
+
+def backoff_s(attempt: int, chance: float) -> float:
+    """Return the pause before dial number `attempt` (the first again is 0), in seconds.
+
+    Doubled each time up to `BACKOFF_LIMIT_S`, times a factor in [0.5, 1.0) that `chance` in [0, 1)
+    picks, so that the peers of a dead master spread out.
+    """
+    return min(BACKOFF_LIMIT_S, BACKOFF_BASE_S * float(1 << min(attempt, 16))) * (0.5 + chance / 2)
 
 
 class Client:
@@ -172,17 +183,16 @@ class Client:
         self._flush()
 
     def _dial_later(self) -> None:
-        """Back off: doubled each time, times a random factor, so that peers of a dead master spread out."""
-        longest_s = min(BACKOFF_LIMIT_S, BACKOFF_BASE_S * 2 ** min(self._attempt, 16))
+        delay_s = backoff_s(self._attempt, random.random())
         self._attempt += 1
-        self._timer = self._loop.call_later(longest_s * random.uniform(0.5, 1.0), self._dial_again)
+        self._timer = self._loop.call_later(delay_s, self._dial_again)
 
     def _dial_again(self) -> None:
         try:
             self._dial()
         except TransportError as error:  # Out of descriptors, perhaps: later it may do.
             self.last_failure = str(error)
-            _log.warning("dial failed: %s", error)
+            log_event(_log, WARNING, "dial failed", endpoint=self.endpoint, reason=error)
             self._drop_socket(0)
             self._dial_later()
 
@@ -218,7 +228,7 @@ class Client:
         if was_connected:
             self._handler.disconnected(reason)
         else:
-            _log.debug("dial failed: %s: %s", self.endpoint, reason)
+            log_event(_log, DEBUG, "dial failed", endpoint=self.endpoint, reason=reason)
 
     def _refuse(self, error: Error) -> None:
         self.last_failure = error.message
@@ -229,7 +239,7 @@ class Client:
         """Take one event of the socket's monitor."""
         assert self._monitor is not None
         try:
-            event = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))
+            event = parse_monitor_message(self._monitor.recv_multipart(NOBLOCK))
         except zmq.Again:
             return -1
         kind = event["event"]
@@ -240,7 +250,7 @@ class Client:
             self._lose(self._socket, "the handshake failed: is the server's public key the right one, has it CURVE?")
         elif kind & (zmq.Event.DISCONNECTED | zmq.Event.CLOSED):
             socket = self._socket
-            if self._pump is not None and self._is_open:
+            if self._pump is not None:
                 self._pump.drain()  # What came before the end is not lost with it.
             reason = "the connection broke" if self._opened_at else f"nobody answers at {self.endpoint}"
             self._lose(socket, reason)
@@ -252,14 +262,14 @@ class Client:
         socket = self._socket
         assert socket is not None
         try:
-            payload = socket.recv(zmq.NOBLOCK)
+            payload = socket.recv(NOBLOCK)
             if socket.get(zmq.RCVMORE):
                 raise DecodeError("a payload is one frame, and this has more")
             messages = decode(payload)
         except zmq.Again:
             return -1
         except DecodeError as error:
-            _log.warning("bad payload from %s, the session is reset: %s", self.endpoint, error)
+            log_event(_log, WARNING, "bad payload, session reset", endpoint=self.endpoint, reason=error)
             self._lose(socket, f"bad payload: {error}")
             return 1
         epoch: int | None = None
@@ -287,6 +297,7 @@ class Client:
                 self._timer = None
             self._is_open = True
             self._opened_at = self._loop.time()
+            self._attempt = min(self._attempt, UNSETTLED_ATTEMPTS)
             self._handler.connected(message, epoch)
         elif isinstance(message, Error) and message.code in ("unauthorized", "bad_version"):
             self._refuse(message)
@@ -301,7 +312,7 @@ class Client:
         outbox = self._outbox
         try:
             while (payload := outbox.first()) is not None:
-                socket.send(payload, zmq.NOBLOCK)
+                socket.send(payload, NOBLOCK)
                 outbox.pop()
         except zmq.Again:
             self._retry_timer = self._loop.call_later(RETRY_S, self._retry)

@@ -4,7 +4,9 @@ import asyncio
 import errno
 import itertools
 import logging
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 import zmq
@@ -12,10 +14,22 @@ from zmq.utils import z85
 
 from meseta.errors import DecodeError, TransportError
 from meseta.ids import Principal, SessionId
+from meseta.log import DEBUG, INFO, log_event
 from meseta.messages import PROTOCOL_VERSION, Error, Goodbye, Hello, Message, Welcome, decode
 from meseta.transport_keys import KeyPair
 from meseta.transport_outbox import Outbox, pack
-from meseta.transport_sockets import CLOSE_LINGER_MS, Pump, Socket, check_endpoint, set_options, shared_context
+from meseta.transport_sockets import (
+    CLOSE_LINGER_MS,
+    NOBLOCK,
+    NOBLOCK_MORE,
+    Pump,
+    Socket,
+    check_endpoint,
+    ipc_in_use,
+    ipc_path,
+    set_options,
+    shared_context,
+)
 
 SESSION_LIMIT = 16_384  # Each has a TCP connection, and a process has some 20,000 descriptors.
 RETRY_S = 0.01  # When a peer's queue was full: at 64 payloads of 1 MiB that is no bottleneck.
@@ -96,6 +110,7 @@ class Server:
         self._answered: set[bytes] = set()
         self._answered_until = 0.0
         self._is_closed = False
+        self._ipc_file: tuple[str, int] | None = None
         # ZAP is one inproc name in each context, so a server with CURVE has a context of its own.
         self._context = shared_context.borrow() if keys is None else zmq.Context()
         self._zap: Socket | None = None
@@ -146,7 +161,7 @@ class Server:
         """
         session = self._sessions.get(session_id)
         if session is not None:
-            _log.debug("session forgotten: %s", reason)
+            log_event(_log, DEBUG, "session forgotten", reason=reason)
             self._remove(session)
             self._write(session)
 
@@ -182,7 +197,12 @@ class Server:
                 self._zap.bind(_ZAP_ENDPOINT)
                 socket.set(zmq.CURVE_SERVER, 1)
                 socket.set(zmq.CURVE_SECRETKEY, keys.secret.encode())
+            path = ipc_path(endpoint)
+            if path is not None and ipc_in_use(path):
+                raise TransportError(f"{endpoint} is in use: stop the process that has it, or take another path")
             socket.bind(endpoint)
+            if path is not None:
+                self._ipc_file = (path, os.stat(path).st_ino)
         except zmq.ZMQError as error:
             if error.errno == zmq.EADDRINUSE:
                 remedy = "is in use: stop the process that has it (`ss -ltnp` names it), or bind another port"
@@ -196,6 +216,11 @@ class Server:
         if self._zap is not None:
             self._zap.close(0)
         self._socket.close(linger_ms)
+        if self._ipc_file is not None:
+            path, inode = self._ipc_file
+            with suppress(OSError):  # ZeroMQ leaves the file; it may be our successor's already.
+                if os.stat(path).st_ino == inode:
+                    os.unlink(path)
         if self._principals is None:
             shared_context.give_back()
         else:
@@ -206,14 +231,15 @@ class Server:
         assert self._zap is not None
         assert self._principals is not None
         try:
-            frames = self._zap.recv_multipart(zmq.NOBLOCK)
+            frames = self._zap.recv_multipart(NOBLOCK)
         except zmq.Again:
             return -1
         public_key = z85.encode(frames[6]).decode() if frames[5] == b"CURVE" else ""
         if public_key and self._principals(public_key) is not None:
             verdict = [b"200", b"OK", public_key.encode()]
         else:
-            _log.info("unknown key refused: %s from %s", public_key, frames[3].decode(errors="replace"))
+            address = frames[3].decode(errors="replace")
+            log_event(_log, INFO, "unknown key refused", public_key=public_key, address=address)
             verdict = [b"400", b"unknown key", b""]
         self._zap.send_multipart([frames[0], frames[1], *verdict, b""])
         return 1
@@ -223,17 +249,17 @@ class Server:
     def _receive(self) -> int:
         socket = self._socket
         try:
-            routing_id = socket.recv(zmq.NOBLOCK)
+            routing_id = socket.recv(NOBLOCK)
         except zmq.Again:
             return -1
-        frame = socket.recv(zmq.NOBLOCK, copy=False)
+        frame = socket.recv(NOBLOCK, copy=False)
         payload = frame.bytes
         # The key that this frame's connection proved. Looked at for every payload (0.6 µs): a peer
         # may choose its routing id, and could take over that of one that has just left.
         user_id = "" if self._principals is None else str(frame.get("User-Id"))
         is_single = not frame.more
         while frame.more:
-            frame = socket.recv(zmq.NOBLOCK, copy=False)
+            frame = socket.recv(NOBLOCK, copy=False)
         session = self._session_by_routing_id.get(routing_id)
         if session is not None and session.user_id != user_id:
             self._end(session, "replaced: another peer connected under its routing id")
@@ -300,7 +326,7 @@ class Server:
         answer = Error(
             code="bad_message", message=str(error)[:_ERROR_TEXT_LIMIT], index=error.index, field=_short(error.field)
         )
-        _log.info("bad payload refused: %s", answer.message)
+        log_event(_log, INFO, "bad payload refused", reason=answer.message)
         if session is None:
             self._answer_stranger(routing_id, answer)
         else:
@@ -316,10 +342,10 @@ class Server:
             return
         self._answered.add(routing_id)
         try:
-            self._socket.send(routing_id, zmq.NOBLOCK | zmq.SNDMORE)
-            self._socket.send(pack(error, self._epoch), zmq.NOBLOCK)
+            self._socket.send(routing_id, NOBLOCK_MORE)
+            self._socket.send(pack(error, self._epoch), NOBLOCK)
         except zmq.ZMQError as failure:
-            _log.debug("stranger not answered: %s", failure)
+            log_event(_log, DEBUG, "stranger not answered", reason=failure)
 
     # --- Sending --------------------------------------------------------------------------------
 
@@ -360,10 +386,10 @@ class Server:
         outbox = session.outbox
         while (payload := outbox.first()) is not None:
             try:
-                send(session.routing_id, zmq.NOBLOCK | zmq.SNDMORE)
+                send(session.routing_id, NOBLOCK_MORE)
             except zmq.ZMQError as error:
                 return error
-            send(payload, zmq.NOBLOCK)  # Never refused: the first frame has found the room.
+            send(payload, NOBLOCK)  # Never refused: the first frame has found the room.
             outbox.pop()
         return None
 
@@ -392,13 +418,13 @@ class Server:
 
     def _probe(self, session: _Session) -> None:
         try:
-            self._socket.send(session.routing_id, zmq.NOBLOCK | zmq.SNDMORE)
+            self._socket.send(session.routing_id, NOBLOCK_MORE)
         except zmq.Again:
             return
         except zmq.ZMQError as error:
             self._end(session, f"disconnected: {error}")
             return
-        self._socket.send(b"\x90", zmq.NOBLOCK)  # An empty array: no message.
+        self._socket.send(b"\x90", NOBLOCK)  # An empty array: no message.
 
     def _remove(self, session: _Session) -> None:
         session.is_open = False

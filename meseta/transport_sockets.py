@@ -1,6 +1,8 @@
 """What both ends of the transport share: socket options, contexts, and the pump between socket and loop."""
 
 import asyncio
+import re
+import socket as socket_module
 import threading
 import time
 from collections.abc import Callable
@@ -20,7 +22,13 @@ HEARTBEAT_TIMEOUT_MS = 30_000
 HANDSHAKE_MS = 5_000  # A stranger that connects and says nothing is dropped after this.
 CLOSE_LINGER_MS = 100  # For what was sent just before a close on purpose; `close` may block this long.
 IPC_PATH_BYTES = 107  # sockaddr_un.sun_path less its final zero byte.
+PORT_LIMIT = 65535
 _IPC: Final = "ipc://"
+_TCP: Final = re.compile(r"tcp://[^/\s]+:(\d{1,10}|\*)\Z", re.ASCII)
+# Plain integers: arithmetic on pyzmq's enumerations costs a microsecond each time.
+NOBLOCK: Final = int(zmq.NOBLOCK)
+NOBLOCK_MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
+_POLLIN: Final = int(zmq.POLLIN)
 
 Context = zmq.Context[zmq.Socket[bytes]]
 Socket = zmq.Socket[bytes]
@@ -95,7 +103,7 @@ class Pump:
 
     def look(self) -> None:
         """After sends, which may have swallowed the descriptor's wake-up: read on if there is anything."""
-        if not self._is_stopped and not self._is_scheduled and int(self._socket.get(zmq.EVENTS)) & zmq.POLLIN:
+        if not self._is_stopped and not self._is_scheduled and int(self._socket.get(zmq.EVENTS)) & _POLLIN:
             self._schedule()
 
     def stop(self) -> None:
@@ -124,17 +132,37 @@ def set_options(socket: Socket, endpoint: str) -> None:
 
 
 def check_endpoint(endpoint: str) -> None:
-    """Refuse what ZeroMQ would refuse with a riddle.
+    """Refuse what ZeroMQ would refuse with a riddle, or take for something else.
 
     Raises:
-        TransportError: no tcp:// or ipc:// endpoint, or an ipc path that is too long.
+        TransportError: no tcp:// or ipc:// endpoint, a bad port, or an ipc path that is too long.
     """
-    if endpoint.startswith(_IPC):
-        path_bytes = len(endpoint[len(_IPC) :].encode())
+    path = ipc_path(endpoint)
+    if path is not None:
+        path_bytes = len(path.encode())
         if path_bytes > IPC_PATH_BYTES:
             raise TransportError(
                 f"{endpoint} has a path of {path_bytes} bytes, and a socket's path has at most {IPC_PATH_BYTES}:"
                 " take a shorter folder, such as one under /run"
             )
-    elif not endpoint.startswith("tcp://"):
+        return
+    match = _TCP.match(endpoint)
+    if match is None:
         raise TransportError(f"{endpoint!r} is no endpoint: write tcp://ADDRESS:PORT or ipc:///PATH")
+    if match.group(1) != "*" and int(match.group(1)) > PORT_LIMIT:
+        raise TransportError(f"{endpoint} has a port over {PORT_LIMIT}: write one from 1, or 0 for any that is free")
+
+
+def ipc_path(endpoint: str) -> str | None:
+    """Return the path of an ipc:// endpoint, None if it is another."""
+    return endpoint[len(_IPC) :] if endpoint.startswith(_IPC) and len(endpoint) > len(_IPC) else None
+
+
+def ipc_in_use(path: str) -> bool:
+    """Return True if somebody listens there: ZeroMQ would take the path away from him without a word."""
+    with socket_module.socket(socket_module.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+        except OSError:
+            return False
+    return True

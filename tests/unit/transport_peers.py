@@ -29,7 +29,6 @@ class Notes:
     """Wakes those who wait whenever something was noted."""
 
     def __init__(self) -> None:
-        self._changed = asyncio.Condition()
         self._waiting: list[tuple[Callable[[], object], asyncio.Future[None]]] = []
 
     async def until(self, holds: Callable[[], object]) -> None:
@@ -56,8 +55,8 @@ class ServerNotes(Notes):
         self.messages: list[tuple[SessionId, Message]] = []
         self.closed: list[tuple[SessionId, str]] = []
         self.refusal: str | None = None
-        self.on_message: Callable[[SessionId, Message], None] | None = None
-        self.on_opened: Callable[[SessionId], None] | None = None
+        self.on_message: Callable[[SessionId, Message], object] | None = None
+        self.on_opened: Callable[[SessionId], object] | None = None
 
     def session_opened(self, session: SessionId, principal: Principal, hello: Hello) -> str | None:
         self.opened.append((session, principal, hello))
@@ -68,9 +67,11 @@ class ServerNotes(Notes):
 
     def received(self, session: SessionId, message: Message) -> None:
         self.messages.append((session, message))
-        if self.on_message is not None:
-            self.on_message(session, message)
-        self.noted()
+        try:
+            if self.on_message is not None:
+                self.on_message(session, message)
+        finally:
+            self.noted()
 
     def session_closed(self, session: SessionId, reason: str) -> None:
         self.closed.append((session, reason))
@@ -87,7 +88,7 @@ class ClientNotes(Notes):
         self.epochs: list[int | None] = []
         self.losses: list[str] = []
         self.refusals: list[Error] = []
-        self.on_message: Callable[[Message], None] | None = None
+        self.on_message: Callable[[Message], object] | None = None
 
     def connected(self, welcome: Welcome, epoch: int | None) -> None:
         self.welcomes.append((welcome, epoch))
@@ -99,6 +100,14 @@ class ClientNotes(Notes):
         if self.on_message is not None:
             self.on_message(message)
         self.noted()
+
+    async def welcomed(self, count: int) -> None:
+        """Return when there were `count` sessions."""
+        await self.until(lambda: len(self.welcomes) >= count)
+
+    async def got(self, count: int) -> None:
+        """Return when `count` messages came."""
+        await self.until(lambda: len(self.messages) >= count)
 
     def disconnected(self, reason: str) -> None:
         self.losses.append(reason)
