@@ -316,9 +316,10 @@ class Containers:
             return []
         entry.isolation = report.isolation
         is_posix = report.isolation == "posix"
-        phrase = "limits are NOT enforced: no rights on cgroups" if is_posix else "limits are enforced"
+        phrase = "limits are NOT enforced" if is_posix else "limits are enforced"
         level = WARNING if is_posix else INFO
-        self._context.log(level, phrase, isolation=report.isolation, supervisor=supervisor)
+        note = report.isolation_note or None
+        self._context.log(level, phrase, isolation=report.isolation, why=note, supervisor=supervisor)
         for started in report.running:
             container = self.by_id.get(started.container_id)
             if container is None or container.supervisor != supervisor:

@@ -25,7 +25,7 @@ import msgspec
 from isolation.cgroups import available
 from meseta import __version__
 from meseta.errors import InvalidInput, IsolationError, SessionLost, StoreError
-from meseta.files import FileServer
+from meseta.file_server import FileServer
 from meseta.ids import ContainerId, FrameworkId, Principal, SessionId
 from meseta.log import DEBUG, ERROR, INFO, WARNING, Log, log_event
 from meseta.messages import Error, Hello, Message, Welcome
@@ -109,7 +109,7 @@ class SlaveDaemon:
         self._jobs: set[asyncio.Task[None]] = set()
         self._is_compacting = False
         self._master: Client | None = None
-        self._performers: dict[type[Any], Callable[[Any], None]] = {
+        self._performers: dict[type[Any], Callable[[Any], object]] = {
             Persist: self._persist,
             SendMaster: self._send_master,
             SendSupervisor: self._send_supervisor,
@@ -139,7 +139,6 @@ class SlaveDaemon:
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(number, self._finish, 0)
             self._loop.add_signal_handler(signal.SIGUSR1, self.feed, Leave())
-            # A task's death is its supervisor's business; so is our own children's: asyncio reaps them.
             gc.collect()
             gc.freeze()
             self.feed(Begin())
@@ -194,7 +193,7 @@ class SlaveDaemon:
     def _bind(self, stack: contextlib.ExitStack, *, can_switch_user: bool) -> None:
         settings = self._settings
         socket_path = self._runtime_dir / "executors.sock"
-        self._executor_server = Server(f"ipc://{socket_path}", self._executors(), keys=None, principals=None)
+        self._executor_server = Server(f"ipc://{socket_path}", _FromExecutors(self), keys=None, principals=None)
         stack.callback(self._executor_server.close)
         if can_switch_user:
             socket_path.chmod(0o666)
@@ -235,17 +234,11 @@ class SlaveDaemon:
         settings = self._settings
         self._master = Client(
             settings.master,
-            self._master_handler(),
+            _FromMaster(self),
             hello=Hello(kind="slave", name=settings.hostname or hostname()),
             keys=settings.keys,
             server_public_key=settings.master_public_key,
         )
-
-    def _master_handler(self) -> "_FromMaster":
-        return _FromMaster(self)
-
-    def _executors(self) -> "_FromExecutors":
-        return _FromExecutors(self)
 
     def is_executor_admitted(self, token: str) -> bool:
         """Ask the core, which knows the tokens."""
@@ -398,10 +391,11 @@ class SlaveDaemon:
             return Principal(FRAMEWORK_PRINCIPAL + framework_id)
         return principal
 
-    def _sandbox(self, principal: Principal, framework_id: FrameworkId, container_id: ContainerId) -> Path | None:
+    def _sandbox(self, principal: Principal, framework_id: FrameworkId, container_id: ContainerId) -> Path | str:
         if principal.startswith(FRAMEWORK_PRINCIPAL) and principal != FRAMEWORK_PRINCIPAL + framework_id:
-            return None
-        return self._sandboxes.find(framework_id, container_id)
+            return f"{principal} may not read sandboxes of framework {framework_id}"
+        path = self._sandboxes.find(framework_id, container_id)
+        return path or f"this slave has no sandbox of container {container_id} of framework {framework_id}"
 
 
 class _FromMaster:

@@ -123,13 +123,21 @@ class Recovery:
         if isinstance(record, UpdateRecord):
             task = self._tasks.by_key[(record.framework_id, record.status.task_id)]
             self._tasks.restore(task, record.status)
-            if record.status.state.is_terminal and task.executor_id is not None:
-                executor = self._tasks.frameworks[record.framework_id].executors.get(task.executor_id)
-                if executor is not None:
-                    executor.tasks.pop(task.key[1], None)
+            if record.status.state.is_terminal:
+                self._end(task)
         over = self._tasks.updates.recover(record)
         if over is not None:
+            # One that was dropped has no terminal update in the checkpoint.
+            self._end(self._tasks.by_key[over])
             self._tasks.remove(self._tasks.by_key[over])
+
+    def _end(self, task: SlaveTask) -> None:
+        """Take a task that has ended out of what runs."""
+        self._tasks.by_container.pop(task.container_id, None)
+        if task.executor_id is not None:
+            executor = self._tasks.frameworks[task.key[0]].executors.get(task.executor_id)
+            if executor is not None:
+                executor.tasks.pop(task.key[1], None)
 
     def _claim(self) -> None:
         """Make the containers of what is not over."""

@@ -175,12 +175,13 @@ class World:
         self.logs: list[Log] = []
         self.resets = 0
         self._made = 0
+        self._starts = 0
         self.core = self._core()
 
     def _core(self) -> SlaveCore:
         init = SlaveInit(
             config=config(self.boot_id),
-            seed=len(self.records),
+            seed=self._starts,  # A seed that came twice would bring ids that came before.
             token_secret=b"secret",
             slave_id=self.slave_id,
             records=tuple(self.records),
@@ -193,6 +194,7 @@ class World:
         """kill -9 of the daemon, and its next start."""
         self.waiting.clear()
         self.to_master.clear()
+        self._starts += 1
         self.core = self._core()
         self.handle(Begin())
 

@@ -18,7 +18,7 @@ from slave.events import (
     SupervisorSaid,
 )
 from slave.launch import limits_of, user_fault
-from slave.records import AcknowledgedRecord, StartedRecord, TaskRecord, UpdateRecord
+from slave.records import AcknowledgedRecord, FrameworkRecord, StartedRecord, TaskRecord, UpdateRecord
 from slave.state import TASK_CHANGES, SlaveTask
 from slave.supervisor_messages import Forget, KillContainer, Limits, Started, StartFailed
 from tests.unit.slave_builders import (
@@ -330,6 +330,14 @@ def test_framework_shutdown_kills_its_tasks_and_keeps_no_updates() -> None:
         ("t-2", TaskState.KILLED, Reason.FRAMEWORK_REMOVED, None),
     ]
     assert [r.task.task_id for r in world.core.snapshot() if isinstance(r, TaskRecord)] == ["t-3"]
+
+
+def test_framework_that_was_shut_down_is_forgotten_after_a_restart() -> None:
+    world = ready_world()
+    world.master(run_task(command_task("t-1")))
+    world.master(ShutdownFramework(framework_id=FRAMEWORK))
+    world.restart()
+    assert not [record for record in world.core.snapshot() if isinstance(record, TaskRecord | FrameworkRecord)]
 
 
 def test_run_task_of_framework_that_is_being_shut_down_is_refused() -> None:
