@@ -390,6 +390,8 @@ class Book:
         if sorted(one.order for one in listed) != sorted(one.order for one in self.clients if one):
             faults.append("clients of frameworks and clients by index differ")
         for client in listed:
+            if not client.slots and client.role.name not in client.framework.roles:
+                faults.append(f"{client.name} holds nothing, is not wanted and not forgotten")
             slots = [slave.slot for slave in self.slaves.values() if client in slave.holdings]
             if sorted(slots) != sorted(client.slots):
                 faults.append(f"{client.name} holds something on slots {slots}, noted are {list(client.slots)}")

@@ -116,6 +116,31 @@ def test_weights_set_the_ratio_of_shares() -> None:
     assert held[-1] == {A: 9, B: 3}
 
 
+def test_a_weight_changed_at_run_time_counts_from_the_next_round() -> None:
+    allocator = allocator_with(frameworks={A: ("x",), B: ("y",)})
+    halves = {A: {"x": resources(cpus=2)}, B: {"y": resources(cpus=1)}}
+    allocator.add_slave(S1, resources(cpus=4, mem_mib=64), halves, 0.0)
+    (offer,) = allocator.allocate(0.0)
+    assert offer.framework_id == B
+    give_back(allocator, offer, 0.0)
+    allocator.set_weight("x", 4.0, 0.0)
+    allocator.check()
+    assert who(allocator.allocate(0.0)) == [A]
+
+
+def test_who_could_take_nothing_in_one_round_is_first_in_the_next() -> None:
+    allocator = allocator_with(frameworks={A: ("*",), B: ("*",)})
+    allocator.add_slave(S1, BIG, {}, 0.0)
+    allocator.add_slave(S2, BIG, {B: {"*": BIG}}, 0.0)
+    (refused,) = allocator.allocate(0.0)
+    assert refused.framework_id == A
+    give_back(allocator, refused, 0.0, refuse_s=100.0)
+    assert who(allocator.allocate(0.0)) == [B]
+    allocator.check()
+    allocator.recover(B, "*", S2, HALF, 0.0)
+    assert who(allocator.allocate(0.0)) == [A]
+
+
 def test_roles_share_before_frameworks_do() -> None:
     # One role of two frameworks and one of a single one: each role gets half.
     allocator = allocator_with(
@@ -398,6 +423,15 @@ def test_revive_after_a_filter_ended_on_an_inactive_slave_leaves_it_offerable() 
     assert who(allocator.allocate(7.0)) == [A]
 
 
+def test_a_removed_slave_is_not_offered_to_who_revives() -> None:
+    allocator = allocator_with(slaves={S1: BIG}, frameworks={A: ("*",)})
+    give_back(allocator, allocator.allocate(0.0)[0], 0.0, refuse_s=100.0)
+    assert allocator.allocate(1.0) == []
+    allocator.remove_slave(S1, 2.0)
+    allocator.revive(A, (), 2.0)
+    assert allocator.allocate(2.0) == []
+
+
 def test_resources_that_end_by_themselves_set_no_filter() -> None:
     allocator = allocator_with(slaves={S1: BIG}, frameworks={A: ("*",)})
     give_back(allocator, allocator.allocate(0.0)[0], 0.0)
@@ -413,6 +447,13 @@ def test_removing_a_framework_frees_all_it_held() -> None:
     allocator.allocate(0.0)
     allocator.remove_framework(A, 0.0)
     assert allocator.available(S1) == BIG
+    allocator.check()
+
+
+def test_who_is_known_by_its_use_alone_is_forgotten_with_the_slave() -> None:
+    allocator = allocator_with(frameworks={A: ("x",)})
+    allocator.add_slave(S1, BIG, {B: {"y": HALF}}, 0.0)
+    allocator.remove_slave(S1, 0.0)
     allocator.check()
 
 
