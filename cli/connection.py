@@ -217,7 +217,9 @@ def ask_master(where: Where, question: Callable[[Master], Coroutine[Any, Any, _A
 
 
 @asynccontextmanager
-async def slave_files(address: "Address", keys: "KeyPair | None") -> "AsyncIterator[SlaveFiles]":
+async def slave_files(
+    address: "Address", keys: "KeyPair | None", *, timeout_s: float = ANSWER_LIMIT_S
+) -> "AsyncIterator[SlaveFiles]":
     """Open a session with a slave's own ROUTER."""
     from meseta.files import SlaveFiles  # noqa: PLC0415
     from meseta.messages import Hello  # noqa: PLC0415
@@ -227,6 +229,7 @@ async def slave_files(address: "Address", keys: "KeyPair | None") -> "AsyncItera
         keys=keys if address.public_key is not None else None,
         server_public_key=address.public_key,
         hello=Hello(kind="operator", name="dcos"),
+        timeout_s=timeout_s,
     )
     async with files:
         yield files

@@ -1,14 +1,19 @@
 """Files of a sandbox as they grow, read from the slave by range."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Final
 
-from meseta.errors import RequestRefused
+from cli.connection import Master, slave_files
+from meseta.errors import RequestRefused, SessionLost, TransportError
 from meseta.files import SlaveFiles
-from meseta.ids import ContainerId, FrameworkId
+from meseta.ids import ContainerId, FrameworkId, SlaveId
+from meseta.model import Address
 
 POLL_FIRST_S: Final = 0.05  # After something came: more follows soon.
+PATIENCE_S: Final = 30.0  # Without a byte from a slave that a keeper would have restarted within seconds.
+_ANSWER_LIMIT_S: Final = 3.0
 POLL_LIMIT_S: Final = 0.5  # A silent task costs two small messages a second.
 _BLOCK_BYTES: Final = 64 << 10  # Read backwards, to find the last lines.
 
@@ -99,3 +104,45 @@ class LinePrinter:
         if self._rest:
             self._write(self._prefix + self._rest + b"\n")
             self._rest = b""
+
+
+async def follow_task(
+    master: Master,
+    slave_id: SlaveId,
+    framework_id: FrameworkId,
+    container_id: ContainerId,
+    path: str,
+    *,
+    has_ended: asyncio.Event,
+    offset: int = 0,
+) -> AsyncIterator[bytes]:
+    """Follow a file of a task's sandbox, also over restarts of its slave, whose port may change with each.
+
+    Raises:
+        TransportError, SessionLost: the slave was out of reach for too long.
+        RequestRefused: the file cannot be read.
+    """
+    until: float | None = None
+    while True:
+        try:
+            address = await _address(master, slave_id)
+            async with slave_files(address, master.keys, timeout_s=_ANSWER_LIMIT_S) as files:
+                file = SandboxFile(files, framework_id, container_id, path)
+                async for data in file.follow(offset, has_ended):
+                    offset += len(data)
+                    until = None
+                    yield data
+                return
+        except (TransportError, SessionLost):
+            now = time.monotonic()
+            until = until or now + PATIENCE_S
+            if now > until:
+                raise
+            await asyncio.sleep(POLL_LIMIT_S)
+
+
+async def _address(master: Master, slave_id: SlaveId) -> Address:
+    for node in await master.nodes():
+        if node.slave_id == slave_id:
+            return node.address
+    raise TransportError(f"slave {slave_id} is gone, and the sandbox with it")

@@ -12,7 +12,7 @@ from cli.commands import DcosGroup
 from cli.connection import Master, Where, ask_master, cluster_options, connect, slave_files
 from cli.output import describe_age, describe_resources, json_option, note, print_json, print_table, resources_json
 from cli.partial_ids import resolve
-from cli.tail import SandboxFile
+from cli.tail import SandboxFile, follow_task
 from meseta.errors import InvalidInput, RequestRefused
 from meseta.model import FrameworkView, Node, Task
 from meseta.options import DURATION
@@ -127,16 +127,29 @@ async def _log(where: Where, text: str, path: str, lines: int | None, *, follow:
                 values = {"task_id": task.task_id, "file": path, "offset": offset}
                 print_json({**values, "text": data.decode(errors="replace")})
                 return
-            has_ended = asyncio.Event()
-            if not follow or task.state.is_terminal:
-                has_ended.set()
-            watch = asyncio.create_task(_watch_end(master, task, has_ended))
-            try:
-                async for data in file.follow(offset, has_ended):
-                    sys.stdout.buffer.write(data)
-                    sys.stdout.buffer.flush()
-            finally:
-                watch.cancel()
+            async for data in file.pieces(offset):
+                _write(data)
+                offset += len(data)
+        if follow and not task.state.is_terminal:
+            await _follow(master, task, path, offset)
+
+
+async def _follow(master: Master, task: Task, path: str, offset: int) -> None:
+    assert task.container_id is not None
+    has_ended = asyncio.Event()
+    watch = asyncio.create_task(_watch_end(master, task, has_ended))
+    try:
+        async for data in follow_task(
+            master, task.slave_id, task.framework_id, task.container_id, path, has_ended=has_ended, offset=offset
+        ):
+            _write(data)
+    finally:
+        watch.cancel()
+
+
+def _write(data: bytes) -> None:
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
 
 
 async def _watch_end(master: Master, task: Task, has_ended: asyncio.Event) -> None:
