@@ -23,6 +23,7 @@ from cli.output import (
     print_table,
     resources_json,
 )
+from cli.services import FRAMEWORKS
 from meseta.errors import InvalidInput, MesetaError, TransportError
 
 SLAVES_LIMIT: Final = 100  # Each needs some 30 MiB and a share of the ports: more belong on more machines.
@@ -48,6 +49,7 @@ class NotUp(MesetaError):
     default="auto",
     help="auto: cgroups where there are rights, else posix, which enforces no limits.",
 )
+@click.option("--without", multiple=True, type=click.Choice(list(FRAMEWORKS)), help="A service not to start.")
 @click.option("--record", is_flag=True, help="Write the inputs of every daemon's core below records/, for replay.")
 @click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", help="Of the daemons."
@@ -62,6 +64,7 @@ def up(
     address: str,
     resources: str | None,
     isolation: str,
+    without: tuple[str, ...],
     record: bool,
     log_level: str,
     foreground: bool,
@@ -72,7 +75,6 @@ def up(
     Keys are made on the first call. If the keeper was killed, the cluster is repaired, and tasks run on. Options of
     the daemons may be written to master.toml, slave.toml and batch.toml in the cluster's folder.
     """
-    from cli.services import available_frameworks  # noqa: PLC0415
     from cli.starting import hand_over, prepare, slave_shares, start_keeper  # noqa: PLC0415
 
     started_at = time.monotonic()
@@ -89,7 +91,7 @@ def up(
         bind="",
         address=address,
         slaves=slave_shares(layout.folder, count, resources),
-        services=available_frameworks(),
+        services=tuple(name for name in FRAMEWORKS if name not in without),
         isolation=isolation,
         log_level=log_level,
         has_records=record,

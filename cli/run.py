@@ -7,7 +7,7 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import BinaryIO, Final
 
 import click
@@ -206,7 +206,10 @@ class _Terminal:
 
     def started(self, index: int, slave_id: SlaveId, framework_id: FrameworkId, container_id: ContainerId) -> None:
         for path, file in (("stdout", sys.stdout.buffer), ("stderr", sys.stderr.buffer)):
-            stream = self._stream(index, slave_id, framework_id, container_id, path, file)
+            pieces = follow_task(
+                self._master, slave_id, framework_id, container_id, path, has_ended=self._has_ended[index]
+            )
+            stream = self._stream(index, path, file, pieces)
             self._streams.append(asyncio.create_task(stream))
 
     def ended(self, index: int) -> None:
@@ -231,18 +234,9 @@ class _Terminal:
         ]
         return {"instances": instances}
 
-    async def _stream(
-        self,
-        index: int,
-        slave_id: SlaveId,
-        framework_id: FrameworkId,
-        container_id: ContainerId,
-        path: str,
-        file: BinaryIO,
-    ) -> None:
+    async def _stream(self, index: int, path: str, file: BinaryIO, pieces: AsyncIterator[bytes]) -> None:
         prefix = "" if self._plan.instance_count == 1 or self._is_quiet else f"{index}| "
         printer = LinePrinter(lambda data: self._write(index, path, file, data), prefix)
-        pieces = follow_task(self._master, slave_id, framework_id, container_id, path, has_ended=self._has_ended[index])
         try:
             async for data in pieces:
                 printer.feed(data)

@@ -1,6 +1,5 @@
 """What `dcos up` starts: the one list of daemons, how they are started, and how soon again."""
 
-import importlib.util
 import os
 import signal
 import subprocess
@@ -28,18 +27,6 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     kind: str
     arguments: tuple[str, ...]
-
-
-def available_frameworks() -> tuple[str, ...]:
-    """Return the names of those frameworks that this installation has as daemons."""
-    return tuple(name for name, module in FRAMEWORKS.items() if _has_daemon(module))
-
-
-def _has_daemon(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(f"{module}.__main__") is not None
-    except ModuleNotFoundError:
-        return False
 
 
 def services(layout: Layout, settings: Settings) -> list[Service]:
