@@ -314,8 +314,13 @@ class Allocator:
         return framework
 
     def _charge(self, framework_id: FrameworkId, role: str, slave: Slave, resources: Resources) -> None:
-        if resources:
-            self._book.take(self._book.client(self._book.framework(framework_id), role), slave, resources)
+        if not resources:
+            return
+        client = self._book.client(self._book.framework(framework_id), role)
+        try:
+            self._book.take(client, slave, resources)
+        finally:
+            self._book.forget_if_idle(client)  # Where the charge is refused, it may have been made for nothing.
 
     def _refuse(self, client: Client, slave: Slave, refused: Resources, now: float, refuse_s: float) -> None:
         length_s = min(max(refuse_s, self._config.min_refuse_s), REFUSE_LIMIT_S)
