@@ -22,6 +22,7 @@ WELCOME_S = 5.0  # A server that has not answered Hello by then is busy or dead:
 SETTLED_S = 5.0  # A session that lasted this long was a good one: the back-off starts anew.
 UNSETTLED_ATTEMPTS = 3  # One that breaks earlier is dialled again after 0.4 s at most.
 RETRY_S = 0.01  # When ZeroMQ's queue was full.
+_RECONNECT_NEVER_MS = 1_000_000_000
 _ROUTING_ID_BYTES = 16  # Random for each session: no other peer can guess it and wait to take it over.
 
 _FAILED = zmq.Event.HANDSHAKE_FAILED_AUTH | zmq.Event.HANDSHAKE_FAILED_PROTOCOL | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL
@@ -161,8 +162,9 @@ class Client:
         self._socket = socket
         set_options(socket, self.endpoint)
         # A socket lives as long as one session: ZeroMQ must not connect it again behind our back,
-        # or what is queued for a dead master would reach its successor.
-        socket.set(zmq.RECONNECT_IVL, -1)
+        # or what is queued for a dead master would reach its successor. To forbid it altogether (-1)
+        # would drop what has arrived and was not read yet.
+        socket.set(zmq.RECONNECT_IVL, _RECONNECT_NEVER_MS)
         socket.set(zmq.CONNECT_TIMEOUT, int(WELCOME_S * 1000))
         # Not beginning with a zero byte: that form is the ROUTER's own.
         socket.set(zmq.ROUTING_ID, b"m" + secrets.token_bytes(_ROUTING_ID_BYTES - 1))

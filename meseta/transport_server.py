@@ -340,10 +340,10 @@ class Server:
             self._answered_until = now + 1.0
         if routing_id in self._answered or len(self._answered) >= STRANGERS_PER_S:
             return
-        self._answered.add(routing_id)
         try:
             self._socket.send(routing_id, NOBLOCK_MORE)
             self._socket.send(pack(error, self._epoch), NOBLOCK)
+            self._answered.add(routing_id)
         except zmq.ZMQError as failure:
             log_event(_log, DEBUG, "stranger not answered", reason=failure)
 

@@ -128,6 +128,7 @@ class Wire:
         self.server = self.serve(endpoint, self.notes, epoch)
         self.clients: list[Client] = []
         self.context = zmq.Context()
+        self.dealers: list[zmq.Socket[bytes]] = []
 
     def serve(self, endpoint: str, notes: ServerNotes, epoch: int | None = None) -> Server:
         """Bind a server with this wire's keys."""
@@ -170,6 +171,7 @@ class Wire:
     def dealer(self, keys: KeyPair | None = None, *, routing_id: bytes | None = None) -> "zmq.Socket[bytes]":
         """Return a socket that speaks by hand, connected; with `keys` by CURVE."""
         socket = self.context.socket(zmq.DEALER)
+        self.dealers.append(socket)
         socket.linger = 0
         if routing_id is not None:
             socket.set(zmq.ROUTING_ID, routing_id)
