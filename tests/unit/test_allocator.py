@@ -128,17 +128,32 @@ def test_a_weight_changed_at_run_time_counts_from_the_next_round() -> None:
     assert who(allocator.allocate(0.0)) == [A]
 
 
-def test_who_could_take_nothing_in_one_round_is_first_in_the_next() -> None:
-    allocator = allocator_with(frameworks={A: ("*",), B: ("*",)})
+@pytest.mark.parametrize(("role_of_a", "role_of_b"), [("*", "*"), ("x", "y")])
+def test_who_could_take_nothing_in_one_round_is_first_in_the_next(role_of_a: str, role_of_b: str) -> None:
+    allocator = allocator_with(frameworks={A: (role_of_a,), B: (role_of_b,)})
     allocator.add_slave(S1, BIG, {}, 0.0)
-    allocator.add_slave(S2, BIG, {B: {"*": BIG}}, 0.0)
+    allocator.add_slave(S2, BIG, {B: {role_of_b: BIG}}, 0.0)
     (refused,) = allocator.allocate(0.0)
     assert refused.framework_id == A
     give_back(allocator, refused, 0.0, refuse_s=100.0)
     assert who(allocator.allocate(0.0)) == [B]
     allocator.check()
-    allocator.recover(B, "*", S2, HALF, 0.0)
+    allocator.recover(B, role_of_b, S2, HALF, 0.0)
     assert who(allocator.allocate(0.0)) == [A]
+
+
+@pytest.mark.parametrize("user", [A, C])
+def test_who_gave_back_most_is_next(user: FrameworkId) -> None:
+    # A is in role x, and so is C, which is not registered: what it gives back lowers the role's share alone.
+    allocator = allocator_with(frameworks={A: ("x",), B: ("y",)})
+    for slave_id in (S1, S3):
+        allocator.add_slave(slave_id, BIG, {user: {"x": BIG}}, 0.0)
+    allocator.add_slave(S2, BIG, {B: {"y": HALF}}, 0.0)
+    assert who(allocator.allocate(0.0)) == [B]
+    for slave_id in (S1, S3):
+        allocator.recover(user, "x", slave_id, BIG, 0.0)
+    assert who(allocator.allocate(0.0)) == [A, B]
+    allocator.check()
 
 
 def test_roles_share_before_frameworks_do() -> None:
