@@ -16,6 +16,7 @@ from collections.abc import Iterator
 import msgspec
 
 from frameworks.batch.events import (
+    Acknowledge,
     Answer,
     Decline,
     Disconnected,
@@ -119,6 +120,9 @@ class BatchCore:
                     self._use(offer, now)
             case StatusReceived():
                 self._on_status(event.status, now)
+                if event.status.uuid is not None:
+                    status = msgspec.structs.replace(event.status, data=b"", message="")
+                    self._life.effects.append(Acknowledge(status=status))
             case HeartbeatReceived():
                 self._on_heartbeat(event, now)
             case SlaveWasLost():

@@ -15,6 +15,7 @@ import msgspec
 
 from frameworks.batch.core import EXECUTOR_RESOURCES, BatchCore, BatchInit
 from frameworks.batch.events import (
+    Acknowledge,
     Answer,
     Decline,
     Disconnected,
@@ -56,7 +57,7 @@ from frameworks.batch.service import (
     Submitted,
     check_spec,
 )
-from meseta.errors import RequestRefused
+from meseta.errors import RequestRefused, StoreError
 from meseta.ids import ExecutorId, FrameworkId, Principal, SlaveId
 from meseta.keys import KeyFile, read_key_file, write_key_file
 from meseta.log import INFO, Log, log_event, perform_log
@@ -100,7 +101,7 @@ class BatchDaemon(Scheduler):
         settings = self._settings
         settings.work_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._task_keys = None if settings.keys is None else _task_keys(settings.work_dir / "task-key.json")
-        self._store = JobStore(settings.work_dir / "jobs.sqlite")
+        self._store = JobStore(settings.work_dir / "jobs.sqlite", self._store_failed)
         jobs, tasks = self._store.load()
         init = BatchInit(
             seed=secrets.randbits(_SEED_BITS), unix_offset_s=time.time() - time.monotonic(), jobs=jobs, tasks=tasks
@@ -121,7 +122,7 @@ class BatchDaemon(Scheduler):
         info = FrameworkInfo(
             name=FRAMEWORK_NAME,
             user=settings.user,
-            id=self._store.framework_id(),
+            id=self._store.framework_id,
             hostname=socket.gethostname(),
             capabilities=(Capability.PARTITION_AWARE,),
             address=service.address,
@@ -133,6 +134,7 @@ class BatchDaemon(Scheduler):
             endpoint=settings.master,
             keys=settings.keys,
             master_public_key=settings.master_public_key,
+            explicit_acknowledgement=True,  # What a status changes is durable before it is acknowledged.
             auto_suppress=False,
         )
         self._runner.start()
@@ -176,6 +178,10 @@ class BatchDaemon(Scheduler):
     def error(self, driver: SchedulerDriver, message: str) -> None:
         log_event(_LOG, logging.ERROR, "the master will not have this framework", message=message)
 
+    def _store_failed(self, error: StoreError) -> None:
+        log_event(_LOG, logging.ERROR, "jobs cannot be kept", error=error)
+        self._driver.abort()
+
     # --- Effects --------------------------------------------------------------------------------------
 
     def _perform(self, effect: Effect) -> None:
@@ -191,14 +197,16 @@ class BatchDaemon(Scheduler):
                 self._driver.suppress_offers()
             case Reconcile():
                 self._driver.reconcile_tasks()
+            case Acknowledge():
+                status = effect.status
+                self._store.after_writes(lambda: self._driver.acknowledge_status(status))
             case KillAttempt():
                 self._driver.kill_task(effect.task_id)
             case EndExecutor():
                 self._driver.shutdown_executor(effect.executor_id, effect.slave_id)
             case SaveJob():
-                self._store.save_job(effect.record)
-                if effect.is_new:
-                    self._runner.handle(JobSaved(job_id=effect.record.job_id))
+                saved = JobSaved(job_id=effect.record.job_id)
+                self._store.save_job(effect.record, (lambda: self._runner.handle(saved)) if effect.is_new else None)
             case SaveTask():
                 self._store.save_task(effect.record)
             case ForgetTasks():

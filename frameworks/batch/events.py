@@ -123,6 +123,12 @@ class Reconcile(_Value, frozen=True, kw_only=True):
     """Ask for the state of all our tasks."""
 
 
+class Acknowledge(_Value, frozen=True, kw_only=True):
+    """Acknowledge a status, once what was saved before is durable."""
+
+    status: TaskStatus
+
+
 class KillAttempt(_Value, frozen=True, kw_only=True):
     """End a task."""
 
@@ -181,6 +187,7 @@ Effect = (
     | Revive
     | Suppress
     | Reconcile
+    | Acknowledge
     | KillAttempt
     | EndExecutor
     | SaveJob

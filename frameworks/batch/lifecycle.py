@@ -131,16 +131,16 @@ class Lifecycle:
                 {"attempt": attempt.task_id, "hostname": attempt.hostname, "error": report.error[:200]},
             )
         )
+        if task.kind in (TaskKind.MAP, TaskKind.REDUCE):
+            self.effects.append(SaveTask(record=task.record(job.job_id)))
+        if task.failures < MAX_ATTEMPTS:
+            return
         if task.kind is TaskKind.PROBE:
             # A slave that cannot look sees nothing. Its error is the reason if no other slave sees more.
             slave.listing = Listing(inputs=(None,) * len(job.spec.inputs), has_output=False, has_output_parent=False)
             job.reason = f"probe on {attempt.hostname} failed: {report.error}"[:_REASON_LIMIT]
             job.set_winner(task, attempt)
             self._on_listing(job, attempt.slave_id, now)
-            return
-        if task.kind in (TaskKind.MAP, TaskKind.REDUCE):
-            self.effects.append(SaveTask(record=task.record(job.job_id)))
-        if task.failures < MAX_ATTEMPTS:
             return
         if task.kind is TaskKind.CLEANUP:
             self._end_cleaning(job, now)
