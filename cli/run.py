@@ -145,16 +145,21 @@ async def _run(where: Where, plan: Plan, role: str, *, as_json: bool) -> int:
 
 @contextlib.contextmanager
 def _signals(scheduler: RunScheduler, driver: MesetaSchedulerDriver) -> Iterator[list[int]]:
-    """Kill the tasks at the first Ctrl-C and do not wait for them at the second; yield our exit status then."""
+    """Yield a list that is empty until Ctrl-C, and begins with our exit status then.
+
+    The first Ctrl-C kills the tasks, the second tears the framework down, the third just leaves.
+    """
     interruption: list[int] = []
 
     def interrupt(code: int) -> None:
-        if interruption:
-            driver.stop()
-            return
         interruption.append(code)
-        note("dcos: killing; again to leave at once")
-        scheduler.kill_all(driver)
+        if len(interruption) == 1:
+            note("dcos: killing; again to leave at once")
+            scheduler.kill_all(driver)
+        elif len(interruption) == 2:
+            driver.stop()
+        else:
+            driver.abort()  # No master hears that we stop: it will tear the framework down when our time is over.
 
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGINT, interrupt, EXIT_INTERRUPTED)

@@ -102,6 +102,12 @@ class RunScheduler(Scheduler):
     def registered(self, driver: SchedulerDriver, framework_id: FrameworkId) -> None:
         self._framework_id = framework_id
 
+    def reregistered(self, driver: SchedulerDriver) -> None:
+        self._watcher.tell("the master is back")
+
+    def disconnected(self, driver: SchedulerDriver) -> None:
+        self._watcher.tell("the master is gone; what runs goes on, and this waits for it")
+
     def resource_offers(self, driver: SchedulerDriver, offers: Sequence[Offer]) -> None:
         for offer in offers:
             self._use(driver, offer)

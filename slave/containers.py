@@ -108,6 +108,11 @@ class Containers:
         """True when every supervisor that was found has said what it has, or took too long."""
         return all(entry.has_answered or name not in self._timers for name, entry in self._supervisors.items())
 
+    @property
+    def is_starting(self) -> bool:
+        """True while a supervisor is being started: nobody else would end it."""
+        return self._is_starting
+
     def retire(self) -> None:
         """Start nothing any more; supervisors end with their last container."""
         self._is_leaving = True

@@ -206,9 +206,9 @@ class SlaveCore:
             elif isinstance(outcome, ContainerStarted) and task is not None and task.state is TaskState.STAGING:
                 self._tasks.update(task, Ending(state=TaskState.RUNNING))
         self._sync_master()
-        if self._leave_due is not None and not self._containers.by_id:
+        if self._leave_due is not None and not self._containers.by_id and not self._containers.is_starting:
             self._exit()
-        elif self._containers.is_recovered and self._leave_due is None:
+        elif not self._link.is_allowed and self._leave_due is None and self._containers.is_recovered:
             self._link.allow()
 
     def _sync_master(self) -> None:

@@ -258,3 +258,14 @@ def test_session_states_follow_the_table(current: LinkState, wanted: LinkState) 
     else:
         with pytest.raises(InvalidTransition):
             link._change(wanted)
+
+
+def test_slave_that_leaves_while_its_supervisor_starts_waits_to_end_it() -> None:
+    world = World()
+    world.is_slow = True
+    world.handle(Begin())
+    world.handle(Leave())
+    assert world.exits == []
+    world.settle()
+    assert world.supervisor.is_retired
+    assert [end.status for end in world.exits] == [0]
