@@ -42,14 +42,13 @@ def user_fault(config: SlaveConfig, user: str) -> str | None:
     return f"this slave runs as {config.user}, not as root, and cannot run tasks as {user}; use user {config.user}"
 
 
-def task_folder(config: SlaveConfig, slave_id: SlaveId, framework_id: FrameworkId, task_id: str) -> str:
-    """Return the folder of a command task's runs."""
-    return f"{config.work_dir}/slaves/{slave_id}/frameworks/{framework_id}/tasks/{task_id}/runs"
+def sandbox_folder(work_dir: str, slave_id: SlaveId, framework_id: FrameworkId, owner: str, container_id: str) -> str:
+    """Return the sandbox of one run; `owner` is `tasks/TASK` or `executors/EXECUTOR`.
 
-
-def executor_folder(config: SlaveConfig, slave_id: SlaveId, framework_id: FrameworkId, executor_id: str) -> str:
-    """Return the folder of an executor's runs."""
-    return f"{config.work_dir}/slaves/{slave_id}/frameworks/{framework_id}/executors/{executor_id}/runs"
+    One folder in all, named for both ids: each more would cost every task an inode.
+    """
+    longest = len(owner.partition("/")[0]) + 1 + ID_LIMIT - 1 - len(container_id)
+    return f"{work_dir}/slaves/{slave_id}/frameworks/{framework_id}/{owner[:longest]}.{container_id}"
 
 
 def limits_of(held: tuple[Resources, ...], pids_limit: int) -> Limits:
@@ -72,7 +71,9 @@ def start_of_task(
     framework_id = framework_info.id or FrameworkId("")
     environment = {
         **_environment(config, slave_id, framework_id, container_id, task.command),
-        "MESETA_SANDBOX": f"{task_folder(config, slave_id, framework_id, task.task_id)}/{container_id}",
+        "MESETA_SANDBOX": sandbox_folder(
+            config.work_dir, slave_id, framework_id, f"tasks/{task.task_id}", container_id
+        ),
         "MESETA_TASK_ID": task.task_id,
     }
     return _start(config, framework_info, task.command, environment, (task.resources,))
@@ -92,7 +93,9 @@ def start_of_executor(
     framework_id = framework_info.id or FrameworkId("")
     environment = {
         **_environment(config, slave_id, framework_id, container_id, executor.command),
-        "MESETA_SANDBOX": f"{executor_folder(config, slave_id, framework_id, executor.executor_id)}/{container_id}",
+        "MESETA_SANDBOX": sandbox_folder(
+            config.work_dir, slave_id, framework_id, f"executors/{executor.executor_id}", container_id
+        ),
         "MESETA_EXECUTOR_ID": executor.executor_id,
         "MESETA_EXECUTOR_ENDPOINT": config.executor_endpoint,
         "MESETA_EXECUTOR_TOKEN": token,

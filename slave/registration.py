@@ -43,7 +43,7 @@ class MasterLink:
         self._describe = describe
         self.epoch = epoch  # The highest that was ever heard.
         self.state = LinkState.DISCONNECTED
-        self._is_allowed = False
+        self.is_allowed = False  # Not before the slave knows what runs on it.
         self._is_stale = False
         self._backoff_s = BACKOFF_BASE_S
         self._attempt_due: float | None = None
@@ -73,8 +73,8 @@ class MasterLink:
 
     def allow(self) -> None:
         """The slave knows what runs on it: registration may begin."""
-        if not self._is_allowed:
-            self._is_allowed = True
+        if not self.is_allowed:
+            self.is_allowed = True
             self._begin()
 
     def accepts(self, epoch: int | None) -> bool:
@@ -143,7 +143,7 @@ class MasterLink:
             raise InvariantError("registered without an id")
 
     def _begin(self) -> None:
-        if self._is_allowed and not self._is_stale and self.state is LinkState.WAITING:
+        if self.is_allowed and not self._is_stale and self.state is LinkState.WAITING:
             self._change(LinkState.REGISTERING)
             self._attempt()
 

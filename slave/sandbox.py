@@ -1,12 +1,13 @@
 """Sandboxes: the folder of each run of a task or executor, and where to find it again.
 
-`work_dir/slaves/SLAVE/frameworks/FRAMEWORK/{tasks,executors}/ID/runs/CONTAINER`, with the files
-stdout and stderr. A sandbox stays when its task is over.
+`work_dir/slaves/SLAVE/frameworks/FRAMEWORK/{tasks,executors}/ID.CONTAINER`, with the files stdout
+and stderr. A sandbox stays when its task is over.
 """
 
 import os
 import pwd
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -43,7 +44,8 @@ class Sandboxes:
             except FileExistsError:
                 pass
             except FileNotFoundError:
-                _make_folders(path)
+                os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
+                os.mkdir(path, _RUN_MODE)
             if owner is not None:
                 os.chown(path, *owner)
                 _make_file(f"{path}/stdout", owner)
@@ -87,17 +89,6 @@ class Sandboxes:
         return owner
 
 
-def _make_folders(path: str) -> None:
-    """Make a run's folder and those above it; all but the first task of a framework lack two."""
-    runs = os.path.dirname(path)
-    try:
-        os.mkdir(os.path.dirname(runs), 0o755)
-        os.mkdir(runs, 0o755)
-    except OSError:
-        os.makedirs(runs, 0o755, exist_ok=True)
-    os.mkdir(path, _RUN_MODE)
-
-
 def _make_file(path: str, owner: tuple[int, int]) -> None:
     # EXCL: in a sandbox that a task had before, this may be a link to anywhere.
     try:
@@ -112,13 +103,11 @@ def _walk(slaves: Path) -> Iterator[tuple[float, Key, str]]:
     for slave in _folders(slaves):
         for framework in _folders(slave.path + "/frameworks"):
             for kind in ("tasks", "executors"):
-                for owner in _folders(f"{framework.path}/{kind}"):
-                    for run in _folders(owner.path + "/runs"):
-                        try:
-                            made = run.stat(follow_symlinks=False).st_mtime
-                        except OSError:
-                            continue
-                        yield made, (FrameworkId(framework.name), ContainerId(run.name)), run.path
+                for run in _folders(f"{framework.path}/{kind}"):
+                    container_id = ContainerId(run.name.rpartition(".")[2])
+                    with suppress(OSError):
+                        made = run.stat(follow_symlinks=False).st_mtime
+                        yield made, (FrameworkId(framework.name), container_id), run.path
 
 
 def _folders(path: str | Path) -> Iterator["os.DirEntry[str]"]:

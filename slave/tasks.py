@@ -8,7 +8,7 @@ import msgspec
 
 from meseta.errors import InvariantError
 from meseta.ids import ContainerId, ExecutorId, FrameworkId, TaskId
-from meseta.log import INFO, WARNING
+from meseta.log import DEBUG, INFO, WARNING
 from meseta.messages import AcknowledgeStatus, StatusUpdate
 from meseta.model import Capability, FrameworkInfo, Reason, Source, Task, TaskInfo, TaskState, TaskStatus
 from slave.endings import Ending
@@ -132,8 +132,9 @@ class Tasks:
         """Change a task's state as `status` says, write it and send it on."""
         self.restore(task, status)
         if status.state.is_terminal:
+            # Hundreds a second may end well; whoever looks for trouble looks for the others.
             self._context.log(
-                INFO,
+                DEBUG if status.state is TaskState.FINISHED else INFO,
                 "task ended",
                 task_id=task.key[1],
                 framework_id=task.key[0],

@@ -176,4 +176,4 @@ def run(command: str, task_id: str = "t-1", *, user: str | None = None, mem_mib:
 def sandbox(daemon: Daemon, container_id: ContainerId | None, task_id: str = "t-1") -> Path:
     """Return where a task's files are."""
     assert container_id is not None
-    return daemon.cluster / f"work/slaves/{SLAVE}/frameworks/{FRAMEWORK}/tasks/{task_id}/runs/{container_id}"
+    return daemon.cluster / f"work/slaves/{SLAVE}/frameworks/{FRAMEWORK}/tasks/{task_id}.{container_id}"

@@ -16,7 +16,7 @@ FRAMEWORK = FrameworkId("f-1")
 
 
 def run_folder(work_dir: Path, container_id: str, task_id: str = "t-1") -> str:
-    return f"{work_dir}/slaves/s-1/frameworks/{FRAMEWORK}/tasks/{task_id}/runs/{container_id}"
+    return f"{work_dir}/slaves/s-1/frameworks/{FRAMEWORK}/tasks/{task_id}.{container_id}"
 
 
 def test_machine_keeps_a_part_of_memory_and_disk_for_itself(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_sandboxes_on_disk_are_found_again(tmp_path: Path) -> None:
     first = Sandboxes(tmp_path)
     for task in ("t-1", "t-2"):
         first.make(FRAMEWORK, ContainerId(f"c-{task}"), run_folder(tmp_path, f"c-{task}", task), None)
-    executor = f"{tmp_path}/slaves/s-1/frameworks/{FRAMEWORK}/executors/e/runs/c-e"
+    executor = f"{tmp_path}/slaves/s-1/frameworks/{FRAMEWORK}/executors/e.c-e"
     first.make(FRAMEWORK, ContainerId("c-e"), executor, None)
     second = Sandboxes(tmp_path)
     assert second.find(FRAMEWORK, ContainerId("c-t-1")) is None

@@ -88,7 +88,7 @@ def test_executor_is_started_once_and_gets_its_tasks_when_it_registers() -> None
     assert start.environment["MESETA_EXECUTOR_ENDPOINT"] == "ipc:///r/executors"
     assert start.environment["MESETA_EXECUTOR_ID"] == EXECUTOR
     assert start.environment["MESETA_RECOVERY_TIMEOUT_S"] == "900"
-    assert "/executors/e-1/runs/" in start.sandbox
+    assert "/executors/e-1.c-" in start.sandbox
     assert start.limits == Limits(cpu_milli=600, mem_bytes=96 << 20, pids=4096)
     assert world.to_executors == []
     connect(world)

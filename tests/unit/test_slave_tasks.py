@@ -17,7 +17,7 @@ from slave.events import (
     SupervisorLost,
     SupervisorSaid,
 )
-from slave.launch import limits_of, user_fault
+from slave.launch import limits_of, sandbox_folder, user_fault
 from slave.records import AcknowledgedRecord, FrameworkRecord, StartedRecord, TaskRecord, UpdateRecord
 from slave.state import TASK_CHANGES, SlaveTask
 from slave.supervisor_messages import Forget, KillContainer, Limits, Started, StartFailed
@@ -70,7 +70,7 @@ def test_start_has_sandbox_limits_and_an_environment_of_its_own() -> None:
     world.master(run_task(task))
     (start,) = world.supervisor.starts
     container_id = start.container_id
-    sandbox = f"/w/slaves/s-1/frameworks/f-1/tasks/t-1/runs/{container_id}"
+    sandbox = f"/w/slaves/s-1/frameworks/f-1/tasks/t-1.{container_id}"
     assert start.arguments == ("/bin/sh", "-c", "echo hi")
     assert start.sandbox == sandbox
     assert start.user == "nobody"
@@ -387,6 +387,14 @@ def test_user_that_an_unprivileged_slave_cannot_become_is_refused_in_words() -> 
     own = msgspec.structs.replace(config(), user="ann", can_switch_user=False)
     assert user_fault(own, "ann") is None
     assert "ann" in (user_fault(own, "bob") or "")
+
+
+def test_longest_ids_still_name_a_folder() -> None:
+    path = sandbox_folder("/w", SLAVE, FRAMEWORK, "tasks/" + 255 * "t", "c-0123456789abcdef")
+    name = path.rpartition("/")[2]
+    assert len(name) == 255
+    assert name.endswith("t.c-0123456789abcdef")
+    assert "/tasks/t" in path
 
 
 def test_no_memory_in_the_task_means_no_memory_limit() -> None:
