@@ -11,7 +11,7 @@ import os
 import signal
 from dataclasses import dataclass, field
 
-from isolation.processes import Stat, environment_value, own_children, read_stat
+from isolation.processes import Stat, find_mark, own_children, read_stat
 from isolation.spawn import Command, spawn
 from isolation.trees import CONTAINER_MARK, Born, Bounds, Usage
 
@@ -75,17 +75,23 @@ class PosixTrees:
                 os.killpg(tree.first_pid, signum)
 
     def _kill_orphans(self, name: str) -> bool:
-        """Kill what `name` left among our children; True if there was any. Its children come to us next."""
-        found = False
-        children = own_children()
-        if len(children) == len(self._living_first_pids):
-            return False
-        for pid in children:
-            stat = None if pid in self._living_first_pids else read_stat(pid)
-            if stat is not None and stat.is_alive and self._belongs_to(name, stat):
-                found = True
-                self._kill_child(pid)
-        return found
+        """Kill what `name` left among our children; True if anything may be left. Its children come to us next."""
+        is_left = False
+        seen: set[int] = set()
+        while True:
+            # Again until there is nobody new: one that died after the list was made has left us its children.
+            new = [pid for pid in own_children() if pid not in self._living_first_pids and pid not in seen]
+            if not new:
+                return is_left
+            seen.update(new)
+            for pid in new:
+                stat = read_stat(pid)
+                if stat is None or not stat.is_alive:
+                    continue
+                owner = self._owner(name, stat)
+                if owner == name:
+                    self._kill_child(pid)
+                is_left = is_left or owner in (name, None)
 
     def _kill_child(self, pid: int) -> None:
         # Not reaped yet, so surely the one we looked at. No permission: a setuid program, started
@@ -93,18 +99,20 @@ class PosixTrees:
         with contextlib.suppress(PermissionError):
             os.kill(pid, signal.SIGKILL)
 
-    def _belongs_to(self, name: str, orphan: Stat) -> bool:
-        if orphan.session == self._trees[name].first_pid:
-            return True
-        mark = environment_value(orphan.pid, CONTAINER_MARK)
-        if mark in self._trees:
-            return mark == name
-        if any(orphan.session == tree.first_pid for tree in self._trees.values()):
-            return False
+    def _owner(self, name: str, orphan: Stat) -> str | None:
+        """Return whose the orphan is, `name` being asked for; None if that cannot be told yet: look again soon."""
+        mark = find_mark(orphan.pid, CONTAINER_MARK)
+        if mark.value in self._trees:
+            return mark.value
+        for owner, tree in self._trees.items():
+            if orphan.session == tree.first_pid:
+                return owner
+        if not mark.is_final:
+            return None
         key = (orphan.pid, orphan.start_ticks)
         suspects = tuple(each for each in self._suspects.get(key, tuple(self._trees)) if each in self._trees)
         if suspects == (name,) or not suspects:
             self._suspects.pop(key, None)
-            return True
+            return name
         self._suspects[key] = suspects
-        return False
+        return next(each for each in suspects if each != name)

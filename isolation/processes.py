@@ -9,11 +9,15 @@ from typing import Final, NamedTuple
 _STAT_LIMIT_BYTES: Final = 4096
 _CHILDREN_LIMIT_BYTES: Final = 1 << 20  # 7 bytes a child: 150,000 of them.
 _ENVIRONMENT_LIMIT_BYTES: Final = 8 << 20  # The kernel takes 6 MiB at most.
+_KERNEL_THREAD: Final = 0x00200000  # PF_KTHREAD
 _DEAD_STATES: Final = frozenset("ZXx")
 
 
 class Stat(NamedTuple):
-    """What /proc/PID/stat says. `start_ticks`, since boot, tells a process from a later owner of its pid."""
+    """What /proc/PID/stat says. `start_ticks`, since boot, tells a process from a later owner of its pid.
+
+    `has_environment` is False for the moment in which a process executes a program or dies.
+    """
 
     pid: int
     state: str
@@ -21,11 +25,19 @@ class Stat(NamedTuple):
     group: int
     session: int
     start_ticks: int
+    has_environment: bool
 
     @property
     def is_alive(self) -> bool:
         """False for a zombie, which only waits to be reaped."""
         return self.state not in _DEAD_STATES
+
+
+class Mark(NamedTuple):
+    """What a process's environment says. Not final: it executes a program at this moment, or dies; look again."""
+
+    value: str | None
+    is_final: bool
 
 
 def read_stat(pid: int) -> Stat | None:
@@ -39,7 +51,7 @@ def read_stat(pid: int) -> Stat | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     # The name before ")" may hold blanks and brackets; numbers follow (proc(5)), state is field 3.
-    fields = data[data.rindex(b")") + 2 :].split(b" ", 20)
+    fields = data[data.rindex(b")") + 2 :].split()
     return Stat(
         pid=pid,
         state=fields[0].decode(),
@@ -47,6 +59,8 @@ def read_stat(pid: int) -> Stat | None:
         group=int(fields[2]),
         session=int(fields[3]),
         start_ticks=int(fields[19]),
+        # start_code: the kernel sets it after the environment's bounds, at the end of an exec.
+        has_environment=fields[23] != b"0" or int(fields[6]) & _KERNEL_THREAD != 0,
     )
 
 
@@ -75,18 +89,24 @@ def own_children() -> list[int]:
     return [int(pid) for pid in data.split()]
 
 
-def environment_value(pid: int, name: str) -> str | None:
-    """Return a variable of the environment that a process was started with; None if it cannot be seen."""
-    try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            data = file.read(_ENVIRONMENT_LIMIT_BYTES)
-    except OSError:  # Gone, or another user's.
-        return None
+def find_mark(pid: int, name: str) -> Mark:
+    """Look for variable `name` in the environment that a process was started with."""
     prefix = name.encode() + b"="
-    for entry in data.split(b"\0"):
-        if entry.startswith(prefix):
-            return entry[len(prefix) :].decode(errors="replace")
-    return None
+    for _ in range(2):  # Empty may be for good, or an exec that ended just after we looked: look again.
+        try:
+            with open(f"/proc/{pid}/environ", "rb") as file:
+                data = file.read(_ENVIRONMENT_LIMIT_BYTES)
+        except OSError:  # Gone, or another user's.
+            return Mark(value=None, is_final=True)
+        for entry in data.split(b"\0"):
+            if entry.startswith(prefix):
+                return Mark(value=entry[len(prefix) :].decode(errors="replace"), is_final=True)
+        stat = None if data else read_stat(pid)
+        if stat is None:
+            return Mark(value=None, is_final=True)
+        if not stat.has_environment:
+            return Mark(value=None, is_final=not stat.is_alive)
+    return Mark(value=None, is_final=True)
 
 
 def signal_process(pid: int, start_ticks: int, signum: int) -> bool:

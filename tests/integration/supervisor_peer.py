@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from isolation.cgroup_files import own_hierarchies, walk
-from isolation.processes import all_stats, environment_value, read_stat
+from isolation.processes import all_stats, find_mark, read_stat
 from isolation.trees import CONTAINER_MARK
 from meseta.ids import ContainerId
 from slave.supervisor_client import SupervisorClient, find_supervisors, kill_orphans, start_supervisor
@@ -199,7 +199,7 @@ def is_alive(pid: int) -> bool:
 
 def marked(name: str) -> list[int]:
     """Return the living processes that bear a container's mark."""
-    return [stat.pid for stat in all_stats() if stat.is_alive and environment_value(stat.pid, CONTAINER_MARK) == name]
+    return [stat.pid for stat in all_stats() if stat.is_alive and find_mark(stat.pid, CONTAINER_MARK).value == name]
 
 
 def group_folders(fragment: str) -> list[str]:
