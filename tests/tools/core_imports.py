@@ -17,6 +17,7 @@ CORES = (
     "master.authorizer",
     "master.registry",
     "slave.core",
+    "slave.supervisor_core",
     "slave.status_updates",
     "frameworks.batch.core",
 )
