@@ -33,6 +33,8 @@ from meseta.resources import Resources
 MAX_ATTEMPTS = 4  # Hadoop's mapreduce.map.maxattempts.
 BLACKLIST_FAILURES = 3  # Hadoop's mapreduce.job.maxtaskfailures.per.tracker.
 
+_LARGE_KINDS = (TaskKind.MAP, TaskKind.REDUCE)
+
 # The states of a job in which a task of that kind may be started.
 _STATES_BY_KIND = {
     TaskKind.PROBE: (JobState.PROBING, JobState.SETUP, JobState.RUNNING),
@@ -249,11 +251,14 @@ class Job:
                 )
                 return slave.sees_output is True and (now >= self.clean_from or not others)
 
-    def needs_probe(self, slave: JobSlave) -> bool:
-        """True if what the slave sees is not known, and matters."""
-        if slave.listing is not None or (TaskKind.PROBE, self.slave_index(slave)) in self.tasks:
+    def needs_probe(self, slave: JobSlave, *, has_executor: bool) -> bool:
+        """True if what the slave sees is not known, and matters, or if a new executor needs its first task."""
+        task = self.tasks.get((TaskKind.PROBE, self.slave_index(slave)))
+        if task is not None and (task.attempts or task.needs_attempt()):
             return False
-        return self._state is JobState.PROBING or any(kind is TaskKind.MAP for kind, _ in self.pending)
+        if self._state is not JobState.PROBING and not any(kind in _LARGE_KINDS for kind, _ in self.pending):
+            return False
+        return slave.listing is None or not has_executor
 
     def wants_offers(self) -> bool:
         """True if an offer may be of use."""

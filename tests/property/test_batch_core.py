@@ -10,6 +10,7 @@ from frameworks.batch.core import BatchInit
 from frameworks.batch.events import (
     Disconnected,
     Effect,
+    EndExecutor,
     HeartbeatReceived,
     KillAttempt,
     KillJob,
@@ -19,7 +20,7 @@ from frameworks.batch.events import (
 from frameworks.batch.lifecycle import FETCH_FAILURE_LIMIT, LOSS_LIMIT
 from frameworks.batch.model import CommitOrder, Heartbeat, JobState, ReduceOrder, Report, TaskKind, Verdict
 from meseta.ids import ExecutorId, SlaveId, TaskId
-from meseta.model import TaskState
+from meseta.model import Reason, TaskState
 from tests.unit.batch_cluster import MIB, Cluster, slave
 
 SLAVES = (1, 2, 3)
@@ -37,6 +38,7 @@ class Jobs(RuleBasedStateMachine):
         self.finished: dict[TaskId, SlaveId] = {}
         self.lost_outputs: set[TaskId] = set()
         self.killed: set[TaskId] = set()
+        self.executors: set[tuple[str, str]] = set()
         self.wanted_end: dict[str, JobState] = {}
         self.faults = 0
         self.watch([])
@@ -47,9 +49,14 @@ class Jobs(RuleBasedStateMachine):
         for effect in effects:
             if isinstance(effect, KillAttempt):
                 self.killed.add(effect.task_id)
+            if isinstance(effect, EndExecutor):
+                self.executors.discard((effect.slave_id, effect.executor_id))
             if not isinstance(effect, Launch):
                 continue
             for item in effect.items:
+                if (effect.slave_id, item.job_id) not in self.executors:
+                    assert not item.resources.get("mem"), "an executor's first task bounds its container for good"
+                self.executors.add((effect.slave_id, item.job_id))
                 assert item.task_id not in self.launched, "an attempt's id is used once"
                 self.launched.add(item.task_id)
                 if isinstance(item.order, ReduceOrder):
@@ -78,8 +85,19 @@ class Jobs(RuleBasedStateMachine):
 
     @rule(number=st.sampled_from(SLAVES), cpus=st.sampled_from([0.5, 1.0, 2.0]))
     def offer(self, number: int, cpus: float) -> None:
-        running = {item.job_id for slave_id, item in self.cluster.running.values() if slave_id == slave(number)}
-        self.watch(self.cluster.offer(number, cpus=cpus, executors=tuple(sorted(running))))
+        executors = sorted(job_id for slave_id, job_id in self.executors if slave_id == slave(number))
+        self.watch(self.cluster.offer(number, cpus=cpus, executors=tuple(executors)))
+
+    @precondition(lambda self: self.executors and self.faults < 5)
+    @rule(data=st.data())
+    def lose_executor(self, data: Any) -> None:
+        """An executor ends, and the attempts in it."""
+        self.faults += 1
+        gone = data.draw(st.sampled_from(sorted(self.executors)))
+        self.executors.discard(gone)
+        for task_id, (slave_id, item) in list(self.cluster.running.items()):
+            if (slave_id, item.job_id) == gone:
+                self.watch(self.cluster.status(task_id, TaskState.FAILED, reason=Reason.EXECUTOR_TERMINATED))
 
     def pick(self, data: Any) -> TaskId:
         return TaskId(data.draw(st.sampled_from(sorted(self.cluster.running))))
@@ -131,6 +149,7 @@ class Jobs(RuleBasedStateMachine):
         self.cluster.running = {
             task_id: one for task_id, one in self.cluster.running.items() if one[0] != slave(number)
         }
+        self.executors = {one for one in self.executors if one[0] != slave(number)}
         self.watch(self.cluster.step(SlaveWasLost(slave_id=slave(number))))
 
     @rule(number=st.sampled_from(SLAVES), index=st.integers(0, 1))
