@@ -3,27 +3,32 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from slave.core import SlaveCore
-
 from meseta.driver_events import (
+    OnDisconnected,
+    OnOfferRescinded,
     Received,
     ResetSession,
     SchedulerCallback,
+    SchedulerEffect,
+    SchedulerEvent,
     Send,
     SessionClosed,
     SessionOpened,
     Stop,
+    UserCall,
 )
+from meseta.errors import InvariantError
 from meseta.ids import Principal
 from meseta.log import Log
 from meseta.messages import Hello, Message
 from meseta.model import Address, FrameworkInfo
 from meseta.resources import Resources
 from meseta.scheduler import Scheduler, SchedulerDriver, deliver
-from meseta.scheduler_core import SchedulerCore, SchedulerEffect, SchedulerEvent, SchedulerInit, UserCall
+from meseta.scheduler_core import SchedulerCore, SchedulerInit
 from meseta.testing.machine import Machine
 from meseta.testing.network import Network
 from meseta.testing.world import Timer, World
+from slave.core import SlaveCore
 from slave.events import (
     Begin,
     CloseExecutor,
@@ -92,6 +97,17 @@ class CoreHost:
         self._is_busy = False
         self._timer: Timer | None = None
         self.is_alive = True
+
+    def feed_ineffective(self, event: Any, allowed: tuple[type, ...]) -> None:
+        """Give the core an event that must have no effects but those `allowed`."""
+        if not self.is_alive:
+            return
+        effects = self._core.handle(event, self._world.now)
+        obeyed = [type(effect).__name__ for effect in effects if not isinstance(effect, allowed)]
+        if obeyed:
+            raise InvariantError(f"a message of an outdated master was obeyed: {', '.join(obeyed)}")
+        self._do(effects)
+        self._arm()
 
     def feed(self, event: Any) -> None:
         """Give the core an event; from inside an effect: after the present effects."""
@@ -225,6 +241,10 @@ class SlaveHost:
         """See `ClientEnd`."""
         self._host.feed(MasterSaid(message=message, epoch=epoch))
 
+    def outdated_message_arrived(self, message: Message, epoch: int) -> None:
+        """See `ClientEnd`."""
+        self._host.feed_ineffective(MasterSaid(message=message, epoch=epoch), (Log, SlaveResetSession))
+
     def _stop(self) -> None:
         self._host.end()
         self.machine.disconnect()
@@ -304,7 +324,7 @@ class SimulatedDriver(SchedulerDriver):
         """Return virtual seconds."""
         return self._world.now
 
-    def call_later(self, delay_s: float, function: Callable[[], None]) -> Timer:
+    def call_later(self, delay_s: float, function: Callable[[], object]) -> Timer:
         """Call `function` in virtual time, unless the scheduler's process is gone by then."""
         return self._world.call_later(delay_s, lambda: function() if self._is_alive() else None)
 
@@ -369,6 +389,11 @@ class SchedulerHost:
     def message_arrived(self, message: Message, epoch: int | None) -> None:
         """See `ClientEnd`."""
         self._host.feed(Received(message=message, epoch=epoch))
+
+    def outdated_message_arrived(self, message: Message, epoch: int) -> None:
+        """See `ClientEnd`."""
+        allowed = (Log, ResetSession, OnDisconnected, OnOfferRescinded)
+        self._host.feed_ineffective(Received(message=message, epoch=epoch), allowed)
 
     def _stop(self) -> None:
         self._host.end()

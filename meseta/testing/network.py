@@ -7,6 +7,7 @@ them: a core that survives this survives a connection too. Messages whose order 
 a registration: `ORDERED`) keep it, as on TCP; when one of them is lost, its session breaks with it.
 """
 
+from functools import partial
 from typing import Protocol
 
 from meseta.ids import Principal, SessionId
@@ -23,6 +24,7 @@ from meseta.messages import (
     ShutdownFramework,
     ShutdownSlave,
     SlaveRegistered,
+    StatusUpdate,
     TeardownFramework,
 )
 from meseta.model import Record
@@ -73,6 +75,9 @@ class ClientEnd(Protocol):
 
     def message_arrived(self, message: Message, epoch: int | None) -> None:
         """One message of the peer."""
+
+    def outdated_message_arrived(self, message: Message, epoch: int) -> None:
+        """One message of a master whose term is over: it must have no effect but the session's end."""
 
 
 class ServerEnd(Protocol):
@@ -150,22 +155,22 @@ class Network:
             return
         session.client_open = False
         if session.server_open and not self._world.chance(self.faults.break_notice_lost):
-            self._world.call_later(self._latency(), lambda: self._tell_server(session, "peer disconnected"))
+            # What was sent before the end arrives before it, as on TCP.
+            told_s = max(session.last_to_server_s, self._world.now + self._latency())
+            self._world.call_at(told_s, lambda: self._tell_server(session, "peer disconnected"))
 
     def server_died(self) -> None:
         """The server's process is gone: every client is told, sooner or later, and dials again."""
         self.server = None
         for session in self.open_sessions:
             session.server_open = False
-            del self._sessions[session.id]
-            self._world.call_later(
-                self._latency(), lambda session=session: self._tell_client(session, "connection lost")
-            )  # type: ignore[misc]
+            self._drop(session)
+            self._world.call_later(self._latency(), partial(self._tell_client, session, "connection lost"))
 
     def break_session(self, session: Session) -> None:
         """Cut the connection: what is under way is lost, and each end is told unless the notice is lost."""
         self._drop(session)
-        if session.client_open:
+        if session.client_open and not self._world.chance(self.faults.break_notice_lost):
             self._world.call_later(self._latency(), lambda: self._tell_client(session, "connection lost"))
         if session.server_open and not self._world.chance(self.faults.break_notice_lost):
             self._world.call_later(self._latency(), lambda: self._tell_server(session, "connection lost"))
@@ -205,17 +210,17 @@ class Network:
         held, self._outdated = self._outdated, []
         for client, message, epoch in held:
             delay_s = self._world.rng.uniform(0.1, self.faults.late_limit_s)
-            self._world.call_later(delay_s, lambda c=client, m=message, e=epoch: self._arrive_outdated(c, m, e))  # type: ignore[misc]
+            self._world.call_later(delay_s, partial(self._arrive_outdated, client, message, epoch))
 
     def _arrivals(self, session: Session, message: Message, last_s: float) -> tuple[float, list[float]]:
         """Return when the next message in order may arrive at the earliest, and when the copies of this one do."""
         world, faults = self._world, self.faults
         in_order_s = max(last_s, world.now + self._latency())
         if world.chance(faults.lost):
-            if isinstance(message, ORDERED):
+            if _is_ordered(message):
                 self.break_session(session)
             return last_s, []
-        if isinstance(message, ORDERED):
+        if _is_ordered(message):
             return in_order_s, [in_order_s]
         if world.chance(faults.late):
             return last_s, [world.now + world.rng.uniform(0.0, faults.late_limit_s)]
@@ -275,7 +280,12 @@ class Network:
     def _arrive_outdated(self, client: ClientEnd, message: Message, epoch: int) -> None:
         session = self._by_client.get(id(client))
         if session is not None and session.client_open and session.epoch > epoch:
-            client.message_arrived(message, epoch)
+            client.outdated_message_arrived(message, epoch)
 
     def _latency(self) -> float:
         return self.LATENCY_S * (0.5 + self._world.rng.random())
+
+
+def _is_ordered(message: Message) -> bool:
+    """True if the order of `message` carries meaning; updates without uuid are sent once, so they do too."""
+    return isinstance(message, ORDERED) or (isinstance(message, StatusUpdate) and message.status.uuid is None)

@@ -93,6 +93,9 @@ def _false_end(record: TaskRecord, ran: tuple[Machine, Process] | None) -> str |
             return f"{record.task_id} was reported finished, but it never ran"
         return None
     machine, process = ran
+    ended_by_itself = process.supervisor is not None and not process.was_killed
+    if ended_by_itself and process.exit_status == 0 and state is not TaskState.FINISHED:
+        return f"{record.task_id} ended well on {machine.name}, but was reported {state}"
     if state is TaskState.FINISHED and process.exit_status != 0:
         return f"{record.task_id} was reported finished, but ended on {machine.name} with {process.exit_status}"
     if state is TaskState.KILLED and not record.kill_asked:

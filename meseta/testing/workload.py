@@ -8,7 +8,7 @@ a task that was lost is launched again under a new id.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from meseta.ids import FrameworkId, OfferId, SlaveId, TaskId
+from meseta.ids import FrameworkId, SlaveId, TaskId
 from meseta.model import CommandInfo, Filters, Offer, TaskInfo, TaskQuery, TaskState, TaskStatus
 from meseta.resources import Resources
 from meseta.scheduler import Scheduler, SchedulerDriver
@@ -55,6 +55,7 @@ class Workload(Scheduler):
         duration_s: tuple[float, float],
         failing_share: float = 0.1,
         kill_share: float = 0.05,
+        checks_filters: bool = False,
     ) -> None:
         self._world = world
         self._store = store
@@ -64,7 +65,8 @@ class Workload(Scheduler):
         self._duration_s = duration_s
         self._failing_share = failing_share
         self._kill_share = kill_share
-        self._offers: dict[OfferId, Offer] = {}
+        self._checks_filters = checks_filters
+        self._refused: dict[SlaveId, tuple[Resources, float]] = {}
 
     def registered(self, driver: SchedulerDriver, framework_id: FrameworkId) -> None:
         """See `Scheduler`."""
@@ -78,6 +80,7 @@ class Workload(Scheduler):
     def resource_offers(self, driver: SchedulerDriver, offers: Sequence[Offer]) -> None:
         """See `Scheduler`."""
         for offer in offers:
+            self._check_filter(offer)
             self._use(driver, offer)
 
     def status_update(self, driver: SchedulerDriver, status: TaskStatus) -> None:
@@ -109,7 +112,19 @@ class Workload(Scheduler):
         if status.state in (TaskState.FINISHED, TaskState.FAILED, TaskState.KILLED):
             self._store.finished_units.add(record.unit_index)  # It had its run; only lost ones are repeated.
         else:
-            driver.revive_offers()
+            self._revive(driver)
+
+    def _revive(self, driver: SchedulerDriver) -> None:
+        self._refused.clear()
+        driver.revive_offers()
+
+    def _check_filter(self, offer: Offer) -> None:
+        """A refused subset must not be offered again while the filter lasts (no fault may have removed it)."""
+        if not self._checks_filters or len(self._store.finished_units) == self._unit_count:
+            return  # A driver whose scheduler wants nothing suppresses and revives by itself.
+        refused = self._refused.get(offer.slave_id)
+        if refused and offer.resources <= refused[0] and self._world.now < refused[1]:
+            self._store.errors.append(f"offer {offer.offer_id} of {offer.resources}, refused until {refused[1]:.3f}")
 
     def _use(self, driver: SchedulerDriver, offer: Offer) -> None:
         tasks: list[TaskInfo] = []
@@ -124,6 +139,7 @@ class Workload(Scheduler):
             left = left - self._resources
             tasks.append(self._task(offer.slave_id, index))
         if not tasks:
+            self._refused[offer.slave_id] = (offer.resources, self._world.now + REFUSE_S)
             driver.decline_offer(offer.offer_id, Filters(refuse_s=REFUSE_S))
             return
         driver.launch_tasks([offer.offer_id], tasks, Filters(refuse_s=REFUSE_S))
@@ -145,4 +161,4 @@ class Workload(Scheduler):
         if queries:
             driver.reconcile_tasks(queries)
         if len(self._store.finished_units) < self._unit_count:
-            driver.revive_offers()
+            self._revive(driver)

@@ -4,7 +4,7 @@ import heapq
 import random
 from collections.abc import Callable
 
-Action = Callable[[], None]
+Action = Callable[[], object]
 
 TRACE_LINES_LIMIT = 4000  # The end of a run is what explains a failure; older lines are dropped.
 
