@@ -40,63 +40,48 @@ class NotUp(MesetaError):
 @click.option("--slaves", type=click.IntRange(1, SLAVES_LIMIT), help="How many slaves.  [default: 1, or as before]")
 @click.option("--port", type=click.IntRange(1, 65535), help="The master's port.  [default: 5055, or a free one]")
 @click.option(
-    "--address", default="127.0.0.1", help="Where master and slaves listen; slaves elsewhere need a real one."
+    "--address", help="Where master and slaves listen; slaves elsewhere need a real one.  [default: 127.0.0.1]"
 )
 @click.option("--resources", help="What each slave has instead of its share of the machine, as cpus:2;mem:4GiB.")
 @click.option(
     "--isolation",
     type=click.Choice(["auto", "cgroups", "posix"]),
-    default="auto",
-    help="auto: cgroups where there are rights, else posix, which enforces no limits.",
+    help="auto: cgroups where there are rights, else posix, which enforces no limits.  [default: auto]",
 )
 @click.option("--without", multiple=True, type=click.Choice(list(FRAMEWORKS)), help="A service not to start.")
-@click.option("--record", is_flag=True, help="Write the inputs of every daemon's core below records/, for replay.")
 @click.option(
-    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", help="Of the daemons."
+    "--record/--no-record",
+    default=None,
+    help="Write the inputs of every daemon's core below records/, for replay.  [default: no]",
+)
+@click.option(
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Of the daemons.  [default: info]"
 )
 @click.option("--foreground", is_flag=True, help="Stay here; Ctrl-C takes the cluster down.")
 @json_option
 def up(
     *,
     folder: Path,
-    slaves: int | None,
     port: int | None,
-    address: str,
-    resources: str | None,
-    isolation: str,
-    without: tuple[str, ...],
-    record: bool,
-    log_level: str,
     foreground: bool,
     as_json: bool,
+    **given: Any,
 ) -> None:
     """Start a cluster on this machine: a master, slaves, the batch service, and a keeper that restarts them.
 
-    Keys are made on the first call. If the keeper was killed, the cluster is repaired, and tasks run on. Options of
-    the daemons may be written to master.toml, slave.toml and batch.toml in the cluster's folder.
+    Keys are made on the first call. If the keeper was killed, the cluster is repaired with what it was started with,
+    and tasks run on. Options of the daemons may be written to master.toml, slave.toml and batch.toml in the folder.
     """
-    from cli.starting import hand_over, prepare, slave_shares, start_keeper  # noqa: PLC0415
+    from cli.starting import choose_settings, hand_over, prepare, start_keeper  # noqa: PLC0415
 
     started_at = time.monotonic()
     layout = Layout(folder)
     layout.make_folders()
     lock = layout.lock()
     if lock is None:
-        _already_up(layout, slaves, as_json=as_json)
+        _already_up(layout, given["slaves"], as_json=as_json)
         return
-    before = layout.read_settings()
-    count = slaves or (len(before.slaves) if before is not None else 1)
-    settings = Settings(
-        python=sys.executable,
-        bind="",
-        address=address,
-        slaves=slave_shares(layout.folder, count, resources),
-        services=tuple(name for name in FRAMEWORKS if name not in without),
-        isolation=isolation,
-        log_level=log_level,
-        has_records=record,
-    )
-    settings = prepare(layout, settings, port=port)
+    settings = prepare(layout, choose_settings(layout, **given), port=port)
     keeper = start_keeper(layout, lock, is_foreground=foreground)
     hand_over(lock)
     _finish_start(layout, settings, keeper.pid, as_json=as_json, started_at=started_at)

@@ -2,7 +2,7 @@
 
 import difflib
 import importlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 import click
@@ -91,14 +91,21 @@ def _check_config(ctx: click.Context, name: str, command: click.Command) -> None
         return
     if not isinstance(values, Mapping):
         raise click.UsageError(f"config file: {name} is a table; write [{_table(ctx, name)}] and keys below it", ctx)
-    known: Sequence[str] = [one.name for one in command.params if isinstance(one, click.Option) and one.name]
-    if isinstance(command, click.Group):
-        known = [*known, *command.list_commands(ctx)]
+    flags = {
+        flag.lstrip("-").replace("-", "_"): one.name or ""
+        for one in command.params
+        if isinstance(one, click.Option)
+        for flag in one.opts
+    }
+    known = [*flags, *(command.list_commands(ctx) if isinstance(command, click.Group) else ())]
     for key in values:
         if key not in known:
             raise click.UsageError(
                 f"config file: [{_table(ctx, name)}] has no key {key}{did_you_mean(key, known)}", ctx
             )
+    # The keys are the flags' names; click looks for those of the command's own parameters.
+    assert ctx.default_map is not None
+    ctx.default_map = {**ctx.default_map, name: {flags.get(key, key): value for key, value in values.items()}}
 
 
 def _table(ctx: click.Context, name: str) -> str:

@@ -17,12 +17,12 @@ def group() -> None:
 
 
 @group.command("list")
-@click.option("--all", "with_completed", is_flag=True, help="Completed frameworks too.")
+@click.option("--all", is_flag=True, help="Completed frameworks too.")
 @cluster_options
 @json_option
-def list_command(*, where: Where, with_completed: bool, as_json: bool) -> None:
+def list_command(*, where: Where, all: bool, as_json: bool) -> None:
     """List the frameworks: what they use, and why those wait that get no offers."""
-    views = ask_master(where, lambda master: master.frameworks(include_completed=with_completed))
+    views = ask_master(where, lambda master: master.frameworks(include_completed=all))
     if as_json:
         print_json({"frameworks": [framework_json(view) for view in views]})
         return

@@ -56,13 +56,21 @@ ENTRIES: Final = {
 @click.option(
     "--config",
     envvar="MESETA_CLI_CONFIG",
+    is_eager=True,
+    expose_value=False,
+    callback=lambda ctx, param, value: load_config(ctx, value),
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help=f"TOML file with a table for each command.  [default: {CONFIG_NAME} in the cluster's folder]",
 )
 @click.version_option(__version__, message="%(version)s")
-@click.pass_context
-def root(ctx: click.Context, config: Path | None) -> None:
+def root() -> None:
     """Meseta: one pool of resources out of many machines."""
+
+
+def load_config(ctx: click.Context, config: Path | None) -> None:
+    """Give the commands the values of the config file, if there is one."""
+    if ctx.resilient_parsing:
+        return  # Completion needs no values.
     if config is None:
         folder = Path(os.environ.get("MESETA_DIR") or Path.home() / ".meseta")
         config = folder / CONFIG_NAME if (folder / CONFIG_NAME).exists() else None

@@ -19,7 +19,9 @@ _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
 
 def json_option(command: _Decorated) -> _Decorated:
     """Add `--json`; the command gets `as_json: bool`."""
-    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")(command)
+    return click.option("--json", "as_json", envvar="MESETA_JSON", is_flag=True, help="Print one JSON object instead.")(
+        command
+    )
 
 
 def print_json(value: dict[str, Any]) -> None:

@@ -130,7 +130,7 @@ class Backoff:
         return self._delay_s
 
 
-def shares(measured: Resources, parts: int) -> list[Resources]:
+def shares_of(measured: Resources, parts: int) -> list[Resources]:
     """Divide a machine among `parts` slaves: equal cpus, mem and disk, and disjoint ports.
 
     Cpus are rounded down to thousandths, mem and disk to whole MiB.

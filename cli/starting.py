@@ -1,6 +1,7 @@
 """What `dcos up` does before and after the keeper starts: keys, ports, shares, and waiting for the daemons."""
 
 import asyncio
+import errno
 import os
 import socket
 import subprocess
@@ -9,11 +10,13 @@ import time
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from cli.connection import Where, connect
 from cli.ending import end_cluster, stop_daemons
-from cli.layout import KEEPER, Layout, Settings, is_alive
+from cli.layout import KEEPER, Layout, Settings
 from cli.output import note
-from cli.services import services, shares
+from cli.services import FRAMEWORKS, shares_of
 from meseta.errors import InvalidInput, MesetaError
 from meseta.keys import DEFAULT_PRINCIPALS, Cluster, create_cluster_keys, read_cluster, read_key_file, write_cluster
 from meseta.resources import Resources, parse_resources
@@ -27,6 +30,40 @@ _LOG_TAIL_BYTES: Final = 4096
 
 class NotReady(MesetaError):
     """The daemons did not come up; says which, and what its log ends with."""
+
+
+def choose_settings(
+    layout: Layout,
+    *,
+    slaves: int | None,
+    address: str | None,
+    resources: str | None,
+    isolation: str | None,
+    without: tuple[str, ...],
+    record: bool | None,
+    log_level: str | None,
+) -> Settings:
+    """Return what was asked for; what was not is as in the cluster that is to be repaired, else by default.
+
+    Raises:
+        InvalidInput: the resources cannot be read, or would give all slaves the same ports.
+    """
+    before = layout.read_settings() or Settings(python="", bind="", address="127.0.0.1", slaves={})
+    if before.slaves and resources is None and slaves in (None, len(before.slaves)):
+        shares = before.slaves
+    else:
+        shares = slave_shares(layout.folder, slaves or len(before.slaves) or 1, resources)
+    services = before.services if before.slaves and not without else tuple(FRAMEWORKS)
+    return Settings(
+        python=sys.executable,
+        bind="",
+        address=address or before.address,
+        slaves=shares,
+        services=tuple(name for name in services if name not in without),
+        isolation=isolation or before.isolation,
+        log_level=log_level or before.log_level,
+        has_records=before.has_records if record is None else record,
+    )
 
 
 def prepare(layout: Layout, settings: Settings, *, port: int | None) -> Settings:
@@ -63,8 +100,6 @@ def _end_leftovers(layout: Layout, settings: Settings) -> None:
 
 def _bound(layout: Layout, settings: Settings, port: int | None) -> Settings:
     """Return the settings with the master's endpoint: the port that was asked for, or one that is free."""
-    import msgspec  # noqa: PLC0415
-
     address = settings.address
     if port is not None:
         if not _is_free(address, port):
@@ -91,8 +126,6 @@ def _is_free(address: str, port: int) -> bool:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((address, port))
     except OSError as error:
-        import errno  # noqa: PLC0415
-
         if error.errno in (errno.EADDRINUSE, errno.EACCES):
             return False
         raise InvalidInput(f"--address: {address} is no address of this machine; see `ip address`") from error
@@ -120,7 +153,7 @@ def slave_shares(folder: Path, count: int, told: str | None) -> dict[str, str]:
         name = next(iter(extra.ranges))
         raise InvalidInput(f"--resources: {name} would be the same for {count} slaves; leave it away, or start 1 slave")
     result: dict[str, str] = {}
-    for index, share in enumerate(shares(measure(folder), count), start=1):
+    for index, share in enumerate(shares_of(measure(folder), count), start=1):
         scalars = {name: amount for name, amount in share.scalars.items() if name not in names} | extra.scalars
         ranges = {name: pieces for name, pieces in share.ranges.items() if name not in names} | extra.ranges
         result[f"slave-{index}"] = str(Resources(scalars, ranges, extra.sets))
@@ -194,13 +227,6 @@ def _last_line(layout: Layout, name: str) -> str:
     except OSError:
         lines = []
     return f"{lines[-1]!r} in {path}" if lines else f"nothing in {path}"
-
-
-def living(layout: Layout, settings: Settings) -> dict[str, bool]:
-    """Return for the keeper and each daemon whether it runs."""
-    records = {record.name: record for record in layout.records()}
-    names = [KEEPER, *(service.name for service in services(layout, settings))]
-    return {name: name in records and is_alive(records[name]) for name in names}
 
 
 def hand_over(lock: int) -> None:

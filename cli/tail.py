@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final
 
 from cli.connection import Master, slave_files
@@ -46,21 +46,13 @@ class SandboxFile:
 
     async def offset_of_last_lines(self, count: int) -> int:
         """Return where the last `count` lines begin; a last line without its end counts as one."""
-        end = await self.size()
-        position, newlines = end, 0
-        while position > 0:
-            start = max(0, position - _BLOCK_BYTES)
-            block = await self._files.read(
-                self._framework_id, self._container_id, self._path, offset=start, length=position - start
+
+        async def read(offset: int, length: int) -> bytes:
+            return await self._files.read(
+                self._framework_id, self._container_id, self._path, offset=offset, length=length
             )
-            for index in range(len(block) - 1, -1, -1):
-                # The file's last byte ends its last line; it does not begin another.
-                if block[index] == ord("\n") and start + index != end - 1:
-                    newlines += 1
-                    if newlines == count:
-                        return start + index + 1
-            position = start
-        return 0
+
+        return await offset_of_last_lines(read, await self.size(), count)
 
     async def follow(self, offset: int, has_ended: asyncio.Event) -> AsyncIterator[bytes]:
         """Yield what there is from `offset` and what is written later, until `has_ended` and all is read."""
@@ -80,6 +72,22 @@ class SandboxFile:
                     await has_ended.wait()
             except TimeoutError:
                 pass
+
+
+async def offset_of_last_lines(read: Callable[[int, int], Awaitable[bytes]], size_bytes: int, count: int) -> int:
+    """Return where the last `count` lines begin, in a file of which `read(offset, length)` gives parts."""
+    position, newlines = size_bytes, 0
+    while position > 0:
+        start = max(0, position - _BLOCK_BYTES)
+        block = await read(start, position - start)
+        for index in range(len(block) - 1, -1, -1):
+            # The file's last byte ends its last line; it does not begin another.
+            if block[index] == ord("\n") and start + index != size_bytes - 1:
+                newlines += 1
+                if newlines == count:
+                    return start + index + 1
+        position = start
+    return 0
 
 
 class LinePrinter:

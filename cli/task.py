@@ -57,14 +57,14 @@ def group() -> None:
 
 
 @group.command("list")
-@click.option("--all", "with_completed", is_flag=True, help="Completed tasks too, as many as the master remembers.")
+@click.option("--all", is_flag=True, help="Completed tasks too, as many as the master remembers.")
 @click.option("--framework", help="Only those of this framework: its name, or its id or the beginning of it.")
 @click.option("--node", help="Only those on this node: its hostname, or its id or the beginning of it.")
 @cluster_options
 @json_option
-def list_command(*, where: Where, with_completed: bool, framework: str | None, node: str | None, as_json: bool) -> None:
+def list_command(*, where: Where, all: bool, framework: str | None, node: str | None, as_json: bool) -> None:
     """List the tasks that run."""
-    seen = ask_master(where, lambda master: overview(master, with_completed=with_completed))
+    seen = ask_master(where, lambda master: overview(master, with_completed=all))
     tasks = seen.tasks
     if framework is not None:
         names = {id: view.framework_info.name for id, view in seen.frameworks.items()}
@@ -90,22 +90,22 @@ def list_command(*, where: Where, with_completed: bool, framework: str | None, n
         )
         for task in tasks
     ]
-    empty = "There are no tasks." if with_completed else "No task runs; `dcos task list --all` shows completed ones."
+    empty = "There are no tasks." if all else "No task runs; `dcos task list --all` shows completed ones."
     print_table(columns, rows, empty=empty)
 
 
 @group.command("log")
 @click.argument("task")
-@click.option("--stderr", "is_stderr", is_flag=True, help="What it wrote to stderr instead of stdout.")
+@click.option("--stderr", is_flag=True, help="What it wrote to stderr instead of stdout.")
 @click.option("--lines", type=click.IntRange(min=1), help="Only the last so many lines.")
 @click.option("--follow", "-f", is_flag=True, help="Go on until the task ends.")
 @cluster_options
 @json_option
-def log_command(*, where: Where, task: str, is_stderr: bool, lines: int | None, follow: bool, as_json: bool) -> None:
+def log_command(*, where: Where, task: str, stderr: bool, lines: int | None, follow: bool, as_json: bool) -> None:
     """Print what TASK wrote, also if it has ended. TASK is an id, or as much of it as is unique."""
     if as_json and follow:
         raise InvalidInput("--json: one object cannot be printed while --follow goes on; leave one of them away")
-    asyncio.run(_log(where, task, "stderr" if is_stderr else "stdout", lines, follow=follow, as_json=as_json))
+    asyncio.run(_log(where, task, "stderr" if stderr else "stdout", lines, follow=follow, as_json=as_json))
 
 
 async def _log(where: Where, text: str, path: str, lines: int | None, *, follow: bool, as_json: bool) -> None:
