@@ -36,6 +36,10 @@ class CgroupTrees:
         self._is_first_reaped[name] = False
         return Born(pid=pid, group=f"{self._cgroups.group}/{name}")
 
+    def resize(self, name: str, bounds: Bounds) -> None:
+        """Set other bounds."""
+        self._cgroups.resize(name, bounds)
+
     def terminate(self, name: str) -> None:
         """SIGTERM to every process."""
         signal_listed(lambda: self._cgroups.processes(name), signal.SIGTERM)

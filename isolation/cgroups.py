@@ -29,6 +29,9 @@ class Cgroups(Protocol):
     def create(self, name: str, bounds: Bounds) -> None:
         """Make a container's groups and set its bounds. Raises OSError."""
 
+    def resize(self, name: str, bounds: Bounds) -> None:
+        """Set other bounds, memory only to raise it; None leaves what is. Raises OSError."""
+
     def attach(self, name: str) -> None:
         """Move this process (single-threaded) into them, so that what it starts is born there. Raises OSError."""
 

@@ -82,12 +82,23 @@ class CgroupsV1:
         for folder in folders:
             os.mkdir(name, dir_fd=folder.fd)
         if bounds.cpu_milli is not None:
-            shares = min(_SHARES_MOST, max(_SHARES_LEAST, bounds.cpu_milli * _SHARES_PER_CPU // 1000))
-            write_file(f"{name}/cpu.shares", str(shares), dir_fd=self._folders["cpu"].fd)
+            self._share_cpu(name, bounds.cpu_milli)
         if bounds.mem_bytes is not None:
             self._limit_memory(name, str(max(MEM_FLOOR_BYTES, bounds.mem_bytes)))
         if bounds.pids is not None:
             write_file(f"{name}/pids.max", str(bounds.pids), dir_fd=self._tracking.fd)
+
+    def resize(self, name: str, bounds: Bounds) -> None:
+        """Set other bounds, memory only to raise it; None leaves what is. Raises OSError."""
+        held = self._folders_by_name[name]
+        if bounds.cpu_milli is not None and self._folders["cpu"] in held:
+            self._share_cpu(name, bounds.cpu_milli)
+        if bounds.mem_bytes is not None and self._folders["memory"] in held:
+            limit = str(max(MEM_FLOOR_BYTES, bounds.mem_bytes))
+            fd = self._folders["memory"].fd
+            with contextlib.suppress(FileNotFoundError):  # First: it may never be below the other.
+                write_file(f"{name}/memory.memsw.limit_in_bytes", limit, dir_fd=fd)
+            write_file(f"{name}/memory.limit_in_bytes", limit, dir_fd=fd)
 
     def attach(self, name: str) -> None:
         """Move this thread, the only one of its process, into the container's groups. Raises OSError."""
@@ -154,6 +165,10 @@ class CgroupsV1:
                 os.close(fd)
             with contextlib.suppress(OSError):  # Other supervisors are in it.
                 os.rmdir(os.path.dirname(folder.path))
+
+    def _share_cpu(self, name: str, cpu_milli: int) -> None:
+        shares = min(_SHARES_MOST, max(_SHARES_LEAST, cpu_milli * _SHARES_PER_CPU // 1000))
+        write_file(f"{name}/cpu.shares", str(shares), dir_fd=self._folders["cpu"].fd)
 
     def _limit_memory(self, name: str, limit: str) -> None:
         fd = self._folders["memory"].fd

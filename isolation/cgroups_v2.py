@@ -46,16 +46,17 @@ class CgroupsV2:
     def create(self, name: str, bounds: Bounds) -> None:
         """Make the group of a container and set its bounds. Raises OSError."""
         os.mkdir(name, dir_fd=self._fd)
-        if bounds.cpu_milli is not None:
-            weight = min(_WEIGHT_MOST, max(1, bounds.cpu_milli * _WEIGHT_PER_CPU // 1000))
-            write_file(f"{name}/cpu.weight", str(weight), dir_fd=self._fd)
+        self._bound(name, bounds)
         if bounds.mem_bytes is not None:
-            write_file(f"{name}/memory.max", str(max(MEM_FLOOR_BYTES, bounds.mem_bytes)), dir_fd=self._fd)
             with contextlib.suppress(FileNotFoundError):  # The kernel does not account swap.
                 write_file(f"{name}/memory.swap.max", "0", dir_fd=self._fd)
             write_file(f"{name}/memory.oom.group", "1", dir_fd=self._fd)  # All die, not the one that asked last.
         if bounds.pids is not None:
             write_file(f"{name}/pids.max", str(bounds.pids), dir_fd=self._fd)
+
+    def resize(self, name: str, bounds: Bounds) -> None:
+        """Set other bounds. Raises OSError."""
+        self._bound(name, bounds)
 
     def attach(self, name: str) -> None:
         """Move this process into the container's group. Raises OSError."""
@@ -109,6 +110,13 @@ class CgroupsV2:
             os.close(fd)
         with contextlib.suppress(OSError):  # Other supervisors are in it.
             os.rmdir(os.path.dirname(self._path))
+
+    def _bound(self, name: str, bounds: Bounds) -> None:
+        if bounds.cpu_milli is not None:
+            weight = min(_WEIGHT_MOST, max(1, bounds.cpu_milli * _WEIGHT_PER_CPU // 1000))
+            write_file(f"{name}/cpu.weight", str(weight), dir_fd=self._fd)
+        if bounds.mem_bytes is not None:
+            write_file(f"{name}/memory.max", str(max(MEM_FLOOR_BYTES, bounds.mem_bytes)), dir_fd=self._fd)
 
     def _hand_down(self, top: str) -> None:
         """Give the controllers to every level from `top` down to the supervisor's own folder."""

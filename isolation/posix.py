@@ -39,6 +39,9 @@ class PosixTrees:
         self._living_first_pids[pid] = name
         return Born(pid=pid, group="")
 
+    def resize(self, name: str, bounds: Bounds) -> None:
+        """Do nothing: no bounds are enforced."""
+
     def terminate(self, name: str) -> None:
         """SIGTERM to the first process's group."""
         self._signal_group(name, signal.SIGTERM)

@@ -44,6 +44,9 @@ class Trees(Protocol):
     def start(self, name: str, command: Command, bounds: Bounds) -> Born:
         """Start a tree. Raises IsolationError, and then nothing is left of it."""
 
+    def resize(self, name: str, bounds: Bounds) -> None:
+        """Set other bounds, memory only to raise it; None leaves what is. Raises OSError."""
+
     def terminate(self, name: str) -> None:
         """SIGTERM."""
 

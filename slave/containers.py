@@ -23,7 +23,9 @@ from slave.supervisor_messages import (
     Forget,
     FromSupervisor,
     KillContainer,
+    Limits,
     ListContainers,
+    ResizeContainer,
     RetireSupervisor,
     Started,
     StartFailed,
@@ -150,6 +152,17 @@ class Containers:
             if container.state in {_C.REQUESTED, _C.RUNNING}:
                 self._send_kill(container)
         return []
+
+    def resize(self, container_id: ContainerId, limits: Limits) -> None:
+        """Give a container other limits; one that has not started yet is started with them."""
+        container = self.by_id.get(container_id)
+        if container is None:
+            return
+        if container.start is not None:
+            container.start = msgspec.structs.replace(container.start, limits=limits)
+        if container.state in {_C.REQUESTED, _C.RUNNING}:
+            resize = ResizeContainer(container_id=container_id, limits=limits)
+            self._context.emit(SendSupervisor(supervisor=container.supervisor, message=resize))
 
     def launch_failed(self, container_id: ContainerId, message: str) -> list[Outcome]:
         """Take word that its sandbox could not be made: the supervisor was not asked."""

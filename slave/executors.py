@@ -28,7 +28,7 @@ from meseta.model import ExecutorInfo, Reason, RunningExecutor, Source, TaskStat
 from slave.containers import Cause, ContainerEnded, Containers, Outcome
 from slave.endings import Ending, describe_exit, memory_ending
 from slave.events import CloseExecutor, SendExecutor, SendMaster
-from slave.launch import start_of_executor, user_fault, user_of
+from slave.launch import limits_of, start_of_executor, user_fault, user_of
 from slave.records import ExecutorEndedRecord, ExecutorRecord, ExecutorRegisteredRecord
 from slave.state import (
     TASK_CHANGES,
@@ -104,6 +104,8 @@ class Executors:
         entry.executor_id = info.executor_id
         executor.tasks[task.task_id] = entry
         self._tasks.add(framework, entry, "")
+        if len(executor.tasks) > 1 or executor.has_registered:
+            self._resize(executor)
         if executor.session is not None:
             self._send_task(executor, entry)
         return []
@@ -365,6 +367,8 @@ class Executors:
             reregistered=was_registered,
         )
         self._context.emit(SendExecutor(session=session, message=answer))
+        if was_registered:
+            self._resize(executor)  # The daemon may have died before it told.
         self._context.log(INFO, "executor registered", executor_id=executor.key[1], framework_id=executor.key[0])
 
     def _match(self, executor: SlaveExecutor, message: RegisterExecutor) -> None:
@@ -418,8 +422,15 @@ class Executors:
         task.is_sent, task.is_recovered = True, False
         if whole.state.is_terminal:
             del executor.tasks[status.task_id]
+            self._resize(executor)
         self._tasks.put(task, whole)
         self._acknowledge(executor, status)
+
+    def _resize(self, executor: SlaveExecutor) -> None:
+        """Have its container hold what it and its tasks hold; without tasks it keeps what it had."""
+        if executor.tasks:
+            limits = limits_of(executor.held(), self._context.config.pids_limit)
+            self._containers.resize(executor.container_id, limits)
 
     def _acknowledge(self, executor: SlaveExecutor, status: TaskStatus) -> None:
         if status.uuid is not None and executor.session is not None:

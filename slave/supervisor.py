@@ -42,6 +42,7 @@ from slave.supervisor_core import (
     ProcessStarted,
     Report,
     Request,
+    ResizeTree,
     SocketGone,
     StartProcess,
     StartRefused,
@@ -53,7 +54,7 @@ from slave.supervisor_core import (
     TerminateTree,
     TreeDead,
 )
-from slave.supervisor_messages import FromSupervisor, StartContainer, SupervisorRefused, decode_request, encode
+from slave.supervisor_messages import FromSupervisor, Limits, StartContainer, SupervisorRefused, decode_request, encode
 from slave.supervisor_socket import (
     MalformedDatagram,
     new_socket,
@@ -152,6 +153,8 @@ class Supervisor:
                 self._kill(effect.container_id)
             case TerminateTree():
                 self._terminate(effect.container_id)
+            case ResizeTree():
+                self._resize(effect.container_id, effect.limits)
             case LookForSocket():
                 if not os.path.exists(self._path):
                     self._feed(SocketGone())
@@ -190,6 +193,14 @@ class Supervisor:
                 cgroup=born.group,
             )
         )
+
+    def _resize(self, container_id: ContainerId, limits: Limits) -> None:
+        try:
+            self._trees.resize(
+                container_id, Bounds(cpu_milli=limits.cpu_milli, mem_bytes=limits.mem_bytes, pids=limits.pids)
+            )
+        except OSError as error:
+            self._send(SupervisorRefused(message=f"limits of {container_id} stay as they are: {error}"))
 
     def _reap(self) -> None:
         """Reap every zombie; those that are no first process were orphaned to us."""

@@ -19,7 +19,9 @@ from slave.supervisor_messages import (
     Forget,
     FromSupervisor,
     KillContainer,
+    Limits,
     ListContainers,
+    ResizeContainer,
     RetireSupervisor,
     StartContainer,
     Started,
@@ -133,6 +135,13 @@ class KillTree(_Value, frozen=True, kw_only=True):
     container_id: ContainerId
 
 
+class ResizeTree(_Value, frozen=True, kw_only=True):
+    """Set new limits."""
+
+    container_id: ContainerId
+    limits: Limits
+
+
 class Report(_Value, frozen=True, kw_only=True):
     """Tell the daemon, if there is one."""
 
@@ -160,7 +169,7 @@ SupervisorEvent = (
     | AskedToEnd
     | SocketGone
 )
-SupervisorEffect = StartProcess | TerminateTree | KillTree | Report | LookForSocket | Stop
+SupervisorEffect = StartProcess | TerminateTree | ResizeTree | KillTree | Report | LookForSocket | Stop
 
 
 class SupervisorInit(msgspec.Struct, frozen=True, kw_only=True):
@@ -277,6 +286,8 @@ class SupervisorCore:
                 self._on_start(message, effects)
             case KillContainer():
                 self._on_kill(message, now, effects)
+            case ResizeContainer():
+                self._on_resize(message, effects)
             case Forget():
                 self._on_forget(message.container_id, effects)
             case ListContainers():
@@ -336,6 +347,16 @@ class SupervisorCore:
                     self._schedule(container_id, container, end)
             case _:
                 pass  # It is dying already.
+
+    def _on_resize(self, message: ResizeContainer, effects: list[SupervisorEffect]) -> None:
+        container = self._containers.get(message.container_id)
+        if container is None or container.life not in (Life.RUNNING, Life.TERMINATING):
+            return
+        mem_bytes = None
+        if container.mem_limit_bytes and message.limits.mem_bytes is not None:
+            mem_bytes = container.mem_limit_bytes = max(container.mem_limit_bytes, message.limits.mem_bytes)
+        limits = msgspec.structs.replace(message.limits, mem_bytes=mem_bytes)
+        effects.append(ResizeTree(container_id=message.container_id, limits=limits))
 
     def _on_forget(self, container_id: ContainerId, effects: list[SupervisorEffect]) -> None:
         container = self._containers.get(container_id)

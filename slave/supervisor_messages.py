@@ -53,6 +53,17 @@ class KillContainer(_SupervisorMessage, frozen=True, kw_only=True):
     grace_period_s: Annotated[float, msgspec.Meta(ge=0, le=1e10)]  # Bounded: that refuses NaN.
 
 
+class ResizeContainer(_SupervisorMessage, frozen=True, kw_only=True):
+    """New limits for a container that runs: an executor was given more tasks, or has ended some.
+
+    Memory is only ever raised: to take it from living processes would kill them. Kinds that had no
+    limit at the start get none. Of one that has ended, nothing happens.
+    """
+
+    container_id: ContainerId
+    limits: Limits
+
+
 class Forget(_SupervisorMessage, frozen=True, kw_only=True):
     """The exit record is safe with the daemon; drop it and all that is left of the container."""
 
@@ -113,7 +124,7 @@ class SupervisorRefused(_SupervisorMessage, frozen=True, kw_only=True):
     message: str
 
 
-ToSupervisor = StartContainer | KillContainer | Forget | ListContainers | RetireSupervisor
+ToSupervisor = StartContainer | KillContainer | ResizeContainer | Forget | ListContainers | RetireSupervisor
 FromSupervisor = Started | StartFailed | Exited | Containers | SupervisorRefused
 
 _ENCODER = msgspec.msgpack.Encoder()

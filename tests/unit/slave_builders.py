@@ -51,7 +51,9 @@ from slave.supervisor_messages import (
     Forget,
     FromSupervisor,
     KillContainer,
+    Limits,
     ListContainers,
+    ResizeContainer,
     StartContainer,
     Started,
     ToSupervisor,
@@ -116,6 +118,7 @@ class FakeSupervisor:
         self.running: dict[ContainerId, Started] = {}
         self.exits: dict[ContainerId, Exited] = {}
         self.starts: list[StartContainer] = []
+        self.limits: dict[ContainerId, Limits] = {}
         self.is_retired = False
         self._pid = 100
 
@@ -137,6 +140,8 @@ class FakeSupervisor:
             case Forget():
                 assert message.container_id not in self.running, "forgotten while it runs"
                 self.exits.pop(message.container_id, None)
+            case ResizeContainer():
+                self.limits[message.container_id] = message.limits
             case ListContainers():
                 listing = Containers(running=tuple(self.running.values()), isolation="posix")
                 return [listing, *self.exits.values()]

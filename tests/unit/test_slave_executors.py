@@ -20,7 +20,7 @@ from meseta.messages import (
     StatusUpdate,
 )
 from meseta.model import Reason, Source, TaskInfo, TaskState, TaskStatus
-from slave.events import ExecutorConnected, ExecutorDisconnected, ExecutorSaid
+from slave.events import ExecutorConnected, ExecutorDisconnected, ExecutorSaid, SupervisorLost
 from slave.records import ExecutorRecord, TaskRecord
 from slave.state import EXECUTOR_CHANGES, ExecutorState, SlaveExecutor
 from slave.supervisor_messages import Limits
@@ -90,6 +90,8 @@ def test_executor_is_started_once_and_gets_its_tasks_when_it_registers() -> None
     assert start.environment["MESETA_RECOVERY_TIMEOUT_S"] == "900"
     assert "/executors/e-1.c-" in start.sandbox
     assert start.limits == Limits(cpu_milli=600, mem_bytes=96 << 20, pids=4096)
+    both = Limits(cpu_milli=1100, mem_bytes=160 << 20, pids=4096)
+    assert world.supervisor.limits == {start.container_id: both}
     assert world.to_executors == []
     connect(world)
     registered, first, second = told(world)
@@ -103,6 +105,28 @@ def test_task_for_a_registered_executor_is_sent_at_once() -> None:
     world = running_world()
     world.master(run_task(executor_task("t-2")))
     assert told(world) == [LaunchTask(task=executor_task("t-2"))]
+
+
+def test_limits_of_an_executor_follow_its_tasks_and_stay_when_the_last_has_ended() -> None:
+    world = running_world()
+    container_id = world.supervisor.starts[0].container_id
+    world.master(run_task(executor_task("t-2")))
+    assert world.supervisor.limits[container_id].mem_bytes == 160 << 20
+    say(world, status("u1", TaskState.FINISHED, "t-1"))
+    assert world.supervisor.limits[container_id].cpu_milli == 600
+    say(world, status("u2", TaskState.FINISHED, "t-2"))
+    assert world.supervisor.limits[container_id].cpu_milli == 600
+
+
+def test_executor_that_waits_for_a_supervisor_starts_with_the_limits_of_all_its_tasks() -> None:
+    world = ready_world()
+    world.is_slow = True
+    del world.supervisors["sup-1"]
+    world.handle(SupervisorLost(supervisor="sup-1"))
+    world.master(run_task(executor_task("t-1")))
+    world.master(run_task(executor_task("t-2")))
+    world.settle()
+    assert world.supervisor.starts[0].limits.cpu_milli == 1100
 
 
 def test_two_frameworks_have_an_executor_each_also_of_the_same_id() -> None:

@@ -24,6 +24,7 @@ from slave.supervisor_core import (
     ProcessStarted,
     Report,
     Request,
+    ResizeTree,
     SocketGone,
     StartProcess,
     StartRefused,
@@ -43,6 +44,7 @@ from slave.supervisor_messages import (
     KillContainer,
     Limits,
     ListContainers,
+    ResizeContainer,
     RetireSupervisor,
     StartContainer,
     Started,
@@ -391,3 +393,24 @@ class SupervisorHistory(RuleBasedStateMachine):
 
 SupervisorHistory.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestSupervisorHistory = SupervisorHistory.TestCase
+
+
+def test_resize_raises_memory_only_and_nothing_of_what_has_ended() -> None:
+    core = new_core()
+    ask(core, start_message(mem_bytes=64))
+    core.handle(process_started(), 0.0)
+    lower = ResizeContainer(container_id=A, limits=Limits(cpu_milli=500, mem_bytes=32))
+    assert ask(core, lower) == [ResizeTree(container_id=A, limits=Limits(cpu_milli=500, mem_bytes=64))]
+    higher = ResizeContainer(container_id=A, limits=Limits(mem_bytes=128))
+    assert ask(core, higher) == [ResizeTree(container_id=A, limits=Limits(mem_bytes=128))]
+    core.handle(FirstProcessEnded(container_id=A, exit_status=0), 1.0)
+    (report,) = reports(core.handle(TreeDead(container_id=A), 1.0))
+    assert isinstance(report, Exited)
+    assert report.mem_limit_bytes == 128
+    assert ask(core, higher) == []
+
+
+def test_resize_limits_no_memory_that_was_not_limited() -> None:
+    core = running_core()
+    message = ResizeContainer(container_id=A, limits=Limits(cpu_milli=500, mem_bytes=32))
+    assert ask(core, message) == [ResizeTree(container_id=A, limits=Limits(cpu_milli=500))]
