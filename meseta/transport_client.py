@@ -126,7 +126,8 @@ class Client:
             self._flush()
         elif not self._is_flush_scheduled:
             self._is_flush_scheduled = True
-            self._loop.call_soon(self._flush)
+            if self._pump is None or not self._pump.is_draining:  # Else it flushes when it is done.
+                self._loop.call_soon(self._flush)
         if self._retry_timer is not None and self._outbox.is_over():
             self._loop.call_soon(self._lose, self._socket, "overflow: the server does not read what it is sent")
             self._is_open = False
@@ -177,7 +178,7 @@ class Client:
             socket.connect(self.endpoint)
         except zmq.ZMQError as error:
             raise TransportError(f"cannot dial {self.endpoint}: {error}: check the address and the keys") from error
-        self._pump = Pump(socket, self._receive)
+        self._pump = Pump(socket, self._receive, self._flush_answers)
         self._monitor_pump = Pump(self._monitor, self._watch)
         self._outbox = Outbox()
         self._outbox.add(self._hello)
@@ -214,6 +215,7 @@ class Client:
             self._monitor.close(0)
         self._socket = self._monitor = None
         self._outbox = Outbox()
+        self._is_flush_scheduled = False
 
     def _lose(self, socket: Socket | None, reason: str) -> None:
         """End the session of `socket`, if it is still the present one, and dial again."""
@@ -305,6 +307,10 @@ class Client:
             self._refuse(message)
         elif isinstance(message, Error):
             self._lose(socket, f"{message.code}: {message.message}")
+
+    def _flush_answers(self) -> None:
+        if self._is_flush_scheduled:
+            self._flush()
 
     def _flush(self) -> None:
         self._is_flush_scheduled = False

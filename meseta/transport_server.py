@@ -122,7 +122,7 @@ class Server:
             self._close_sockets(0)
             raise
         self.endpoint = bytes(self._socket.get(zmq.LAST_ENDPOINT)).rstrip(b"\0").decode()
-        self._pump = Pump(self._socket, self._receive)
+        self._pump = Pump(self._socket, self._receive, self._flush)
         if self._zap is not None:
             self._zap_pump = Pump(self._zap, self._judge_key)
         self._sweep_timer = self._loop.call_later(SWEEP_S, self._sweep)
@@ -350,22 +350,25 @@ class Server:
     # --- Sending --------------------------------------------------------------------------------
 
     def _flush(self) -> None:
-        if self._is_closed:
+        if self._is_closed or not self._is_flush_wanted:
             return
         dirty = self._dirty
         self._dirty = []
-        for session in dirty:
-            session.is_dirty = False
-            if session.is_open and not session.is_blocked:
-                self._flush_session(session)
-        self._is_flush_wanted = False
+        try:
+            for session in dirty:
+                session.is_dirty = False
+                if session.is_open and not session.is_blocked:
+                    self._flush_session(session)
+        finally:
+            self._is_flush_wanted = False
         self._pump.look()
 
     def _want_flush(self) -> None:
         """Flush at the end of this turn, and look whether sends have swallowed the wake-up of an arrival."""
         if not self._is_flush_wanted:
             self._is_flush_wanted = True
-            self._loop.call_soon(self._flush)
+            if not self._pump.is_draining:  # Else it flushes when it is done.
+                self._loop.call_soon(self._flush)
 
     def _flush_session(self, session: _Session) -> None:
         failure = self._write(session)

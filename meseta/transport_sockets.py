@@ -66,13 +66,16 @@ shared_context = _SharedContext()
 class Pump:
     """Calls `receive` while a socket has something, in turns of the running loop.
 
-    `receive` takes one payload and returns how many messages it held, -1 if there was none. The
-    descriptor is edge-triggered: who sends on the socket calls `look` afterwards.
+    `receive` takes one payload and returns how many messages it held, -1 if there was none. `after`
+    is called when a turn's worth was read, for the answers: a turn of the loop later would cost
+    two system calls more. The descriptor is edge-triggered: who sends on the socket calls `look` afterwards.
     """
 
-    def __init__(self, socket: Socket, receive: Callable[[], int]) -> None:
+    def __init__(self, socket: Socket, receive: Callable[[], int], after: Callable[[], None] | None = None) -> None:
+        self.is_draining = False
         self._socket = socket
         self._receive = receive
+        self._after = after
         self._loop = asyncio.get_running_loop()
         self._descriptor = int(socket.get(zmq.FD))
         self._is_scheduled = False
@@ -86,6 +89,7 @@ class Pump:
         left = TURN_MESSAGES
         stop_at = time.monotonic() + TURN_S
         is_empty = False
+        self.is_draining = True
         try:
             while left > 0 and not self._is_stopped:
                 count = self._receive()
@@ -98,8 +102,11 @@ class Pump:
                 if time.monotonic() >= stop_at:
                     return
         finally:
+            self.is_draining = False
             if not is_empty:
                 self._schedule()
+            if self._after is not None and not self._is_stopped:
+                self._after()
 
     def look(self) -> None:
         """After sends, which may have swallowed the descriptor's wake-up: read on if there is anything."""
