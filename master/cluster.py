@@ -26,7 +26,7 @@ from meseta.errors import InvariantError
 from meseta.ids import FrameworkId, IdSource, OfferId, Principal, SessionId, SlaveId, TaskId
 from meseta.log import Log, LogValue
 from meseta.messages import AcknowledgeStatus, Error, KillTask, Message, StatusUpdate
-from meseta.model import Reason, Source, TaskState, TaskStatus
+from meseta.model import Reason, Source, Task, TaskInfo, TaskState, TaskStatus
 from meseta.resources import Resources, sum_resources
 from meseta.timers import Timers
 
@@ -185,10 +185,28 @@ class Cluster:
 
     def remember_end(self, task: TaskEntry) -> None:
         """Note how a task ended, for operators and for frameworks that ask."""
-        framework = task.framework
-        framework.tasks_completed += 1
-        framework.completed.pop(task.task_id, None)
-        framework.completed[task.task_id] = task.view()
+        task.framework.tasks_completed += 1
+        self._remember(task.framework, task.view())
+
+    def end_unlaunched(
+        self, framework: FrameworkEntry, info: TaskInfo, state: TaskState, *, reason: Reason, message: str
+    ) -> None:
+        """Tell a framework that a task ended before it began; its id must be no other task's."""
+        status = self.tell(framework, info.task_id, state, reason=reason, message=message, slave_id=info.slave_id)
+        ended = Task(
+            task_id=info.task_id,
+            framework_id=framework.framework_id,
+            slave_id=info.slave_id,
+            state=state,
+            resources=info.resources,
+            name=info.name,
+            status=status,
+        )
+        self._remember(framework, ended)
+
+    def _remember(self, framework: FrameworkEntry, ended: Task) -> None:
+        framework.completed.pop(ended.task_id, None)
+        framework.completed[ended.task_id] = ended
         if len(framework.completed) > COMPLETED_TASKS_LIMIT:
             del framework.completed[next(iter(framework.completed))]
 

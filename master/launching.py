@@ -95,7 +95,7 @@ class Launching:
             assert framework.session is not None, "it has just called"
             cluster.refuse(framework.session, "invalid", text)
             return
-        cluster.tell(framework, task.task_id, TaskState.ERROR, reason=reason, message=text, slave_id=task.slave_id)
+        cluster.end_unlaunched(framework, task, TaskState.ERROR, reason=reason, message=text)
 
 
 def _fault(task: TaskInfo, framework: FrameworkEntry, slave: SlaveEntry) -> str | None:

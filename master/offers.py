@@ -209,7 +209,7 @@ class Offers:
         state = TaskState.DROPPED if framework.is_partition_aware else TaskState.LOST
         for task in tasks:
             if task.task_id not in framework.tasks:
-                self._cluster.tell(framework, task.task_id, state, reason=reason, message=text, slave_id=task.slave_id)
+                self._cluster.end_unlaunched(framework, task, state, reason=reason, message=text)
 
 
 def _place(offer: Offer) -> tuple[str, str]:
