@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from meseta.executor import Executor as Executor
     from meseta.executor import ExecutorDriver as ExecutorDriver
     from meseta.executor import run_executor as run_executor
+    from meseta.files import SlaveFiles as SlaveFiles
     from meseta.ids import ExecutorId as ExecutorId
     from meseta.ids import FrameworkId as FrameworkId
     from meseta.ids import OfferId as OfferId
@@ -68,6 +69,7 @@ _HOMES = {
     "SchedulerDriver": "meseta.scheduler",
     "Service": "meseta.service",
     "ServiceClient": "meseta.service_client",
+    "SlaveFiles": "meseta.files",
     "SlaveId": "meseta.ids",
     "TaskId": "meseta.ids",
     "TaskInfo": "meseta.model",
@@ -104,6 +106,7 @@ __all__ = [
     "SchedulerDriver",
     "Service",
     "ServiceClient",
+    "SlaveFiles",
     "SlaveId",
     "TaskId",
     "TaskInfo",

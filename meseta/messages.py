@@ -99,7 +99,8 @@ class Goodbye(_Message, frozen=True, kw_only=True):
 class Error(_Message, frozen=True, kw_only=True):
     """A refusal. `code` is for programs, `message` for people; `request_id` names the request if there was one.
 
-    Codes: unknown_session, bad_message, bad_version, overflow, unauthorized, not_found, invalid, removed, failed.
+    Codes: unknown_session, bad_message, bad_version, overflow, unauthorized, not_found, invalid, removed, expired,
+    failed.
     """
 
     code: Name

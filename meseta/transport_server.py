@@ -37,6 +37,7 @@ SWEEP_S = 60.0  # How often quiet sessions are looked at.
 PROBE_AFTER_SWEEPS = 2  # Quiet for this long: an empty payload shows whether the peer is still connected.
 IDLE_SWEEPS = 10  # An operator's session that says nothing for 10 minutes is forgotten.
 STRANGERS_PER_S = 1000  # `Error` answers to peers without a session; one for each peer and second.
+STRANGER_LINES_PER_S = 10  # In the log.
 BACKLOG = 1024  # Connections that wait for accept: all slaves of a rack after the master's restart.
 _ERROR_TEXT_LIMIT = 1000
 _ZAP_ENDPOINT = "inproc://zeromq.zap.01"
@@ -108,7 +109,8 @@ class Server:
         self._blocked: dict[SessionId, _Session] = {}
         self._retry_timer: asyncio.TimerHandle | None = None
         self._answered: set[bytes] = set()
-        self._answered_until = 0.0
+        self._logged_count = 0
+        self._budgets_until = 0.0
         self._is_closed = False
         self._ipc_file: tuple[str, int] | None = None
         # ZAP is one inproc name in each context, so a server with CURVE has a context of its own.
@@ -239,7 +241,7 @@ class Server:
             verdict = [b"200", b"OK", public_key.encode()]
         else:
             address = frames[3].decode(errors="replace")
-            log_event(_log, INFO, "unknown key refused", public_key=public_key, address=address)
+            self._log_stranger("unknown key refused", public_key=public_key, address=address)
             verdict = [b"400", b"unknown key", b""]
         self._zap.send_multipart([frames[0], frames[1], *verdict, b""])
         return 1
@@ -326,7 +328,7 @@ class Server:
         answer = Error(
             code="bad_message", message=str(error)[:_ERROR_TEXT_LIMIT], index=error.index, field=_short(error.field)
         )
-        log_event(_log, INFO, "bad payload refused", reason=answer.message)
+        self._log_stranger("bad payload refused", reason=answer.message)
         if session is None:
             self._answer_stranger(routing_id, answer)
         else:
@@ -334,10 +336,7 @@ class Server:
 
     def _answer_stranger(self, routing_id: bytes, error: Error) -> None:
         """Send an `Error` to a peer without session; never kept, and not more than a fixed number a second."""
-        now = self._loop.time()
-        if now >= self._answered_until:
-            self._answered.clear()
-            self._answered_until = now + 1.0
+        self._renew_budgets()
         if routing_id in self._answered or len(self._answered) >= STRANGERS_PER_S:
             return
         try:
@@ -346,6 +345,20 @@ class Server:
             self._answered.add(routing_id)
         except zmq.ZMQError as failure:
             log_event(_log, DEBUG, "stranger not answered", reason=failure)
+
+    def _log_stranger(self, phrase: str, **values: object) -> None:
+        """Log what a peer did wrong; no more than a fixed number a second, so that no peer can fill the disk."""
+        self._renew_budgets()
+        if self._logged_count < STRANGER_LINES_PER_S:
+            self._logged_count += 1
+            log_event(_log, INFO, phrase, **values)
+
+    def _renew_budgets(self) -> None:
+        now = self._loop.time()
+        if now >= self._budgets_until:
+            self._budgets_until = now + 1.0
+            self._answered.clear()
+            self._logged_count = 0
 
     # --- Sending --------------------------------------------------------------------------------
 

@@ -241,9 +241,7 @@ def test_message_that_is_too_large_is_refused_where_it_is_sent() -> None:
     async def main() -> None:
         async with Wire() as wire:
             client, notes = await wire.connected()
-            with pytest.raises(
-                TransportError, match=r"Goodbye of .* bytes is over the limit of .*: send"
-            ):
+            with pytest.raises(TransportError, match=r"Goodbye of .* bytes is over the limit of .*: send"):
                 client.send(Goodbye(message="x" * (17 << 20)))
             client.send(PING)
             await wire.notes.until(lambda: wire.notes.messages)

@@ -193,6 +193,21 @@ def test_strangers_are_answered_up_to_a_number_a_second(monkeypatch: pytest.Monk
     run(main())
 
 
+def test_bad_payloads_fill_no_log(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        async with Wire() as wire:
+            dealer = wire.dealer(wire.keys())
+            await hello(dealer)
+            for _ in range(500):
+                dealer.send(b"noise")
+            dealer.send(encode([PING]))
+            await wire.notes.until(lambda: wire.notes.messages)
+
+    caplog.set_level("INFO")
+    run(main())
+    assert 10 <= len([one for one in caplog.records if one.message.startswith("bad payload refused")]) <= 50
+
+
 def test_message_over_the_limit_ends_its_session_only(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         async with Wire() as wire:
