@@ -135,10 +135,11 @@ class SlaveDaemon:
         self._ended: asyncio.Future[int] = self._loop.create_future()
         self._loop.set_exception_handler(self._on_broken)
         with contextlib.ExitStack() as stack:
-            self._open(stack)
+            # First: what comes while we open is heard when the core runs. Nothing is awaited before.
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(number, self._finish, 0)
             self._loop.add_signal_handler(signal.SIGUSR1, self.feed, Leave())
+            self._open(stack)
             gc.collect()
             gc.freeze()
             self.feed(Begin())

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import stat
+import sys
 import tempfile
 from collections.abc import Coroutine
 from pathlib import Path
@@ -13,10 +14,19 @@ import pytest
 
 from meseta.errors import RequestRefused
 from meseta.files import SlaveFiles
-from meseta.ids import ContainerId, FrameworkId
+from meseta.ids import ContainerId, ExecutorId, FrameworkId, TaskId
 from meseta.keys import read_key_file
-from meseta.messages import KillTask, ShutdownFramework, ShutdownSlave
-from meseta.model import Reason, TaskState
+from meseta.messages import (
+    ExecutorLost,
+    ExecutorToFramework,
+    FrameworkToExecutor,
+    KillTask,
+    RunTask,
+    ShutdownExecutor,
+    ShutdownFramework,
+    ShutdownSlave,
+)
+from meseta.model import CommandInfo, ExecutorInfo, Reason, TaskState
 from meseta.runner import replay
 from meseta.transport import generate_keypair
 from slave.core import SlaveCore
@@ -32,6 +42,7 @@ from tests.integration.slave_peer import (
 )
 
 LIMIT_S = 45.0
+EXECUTOR = ExecutorId("e-1")
 
 
 def play(coroutine: Coroutine[object, object, None]) -> None:
@@ -220,6 +231,78 @@ def test_task_over_its_memory_is_told_by_limit_and_peak(tmp_path: Path) -> None:
             assert status.reason is Reason.CONTAINER_LIMITATION_MEMORY
             assert status.limitation is not None
             assert status.limitation.limit_milli == 64000
+
+    play(scenario())
+
+
+EXECUTOR_PROGRAM = """
+import os
+from meseta.executor import Executor, run_executor
+from meseta.model import TaskState, TaskStatus
+
+class Echo(Executor):
+    def launch_task(self, driver, task):
+        driver.send_status_update(TaskStatus(task_id=task.task_id, state=TaskState.RUNNING, data=task.data))
+
+    def framework_message(self, driver, data):
+        task_id, _, text = data.decode().partition(" ")
+        driver.send_framework_message(str(os.getpid()).encode())
+        driver.send_status_update(TaskStatus(task_id=task_id, state=TaskState.FINISHED, message=text))
+
+    def kill_task(self, driver, task_id, grace_period_s):
+        driver.send_status_update(TaskStatus(task_id=task_id, state=TaskState.KILLED))
+
+raise SystemExit(run_executor(Echo()))
+"""
+
+
+def executor_run(program: Path, task_id: str) -> RunTask:
+    command = CommandInfo(arguments=(sys.executable, str(program)))
+    executor = ExecutorInfo(executor_id=EXECUTOR, command=command)
+    order = run("x", task_id)
+    task = msgspec.structs.replace(order.task, command=None, executor=executor, data=task_id.encode())
+    return msgspec.structs.replace(order, task=task)
+
+
+def test_executor_keeps_its_tasks_over_a_kill_of_the_daemon(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        program = tmp_path / "echo.py"
+        program.write_text(EXECUTOR_PROGRAM)
+        async with slave_cluster(tmp_path) as (master, daemon):
+
+            def tell(text: str) -> None:
+                master.send(
+                    FrameworkToExecutor(
+                        slave_id=SLAVE, executor_id=EXECUTOR, framework_id=FRAMEWORK, data=text.encode()
+                    )
+                )
+
+            def answers() -> list[bytes]:
+                return [m.data for m in master.received_messages if isinstance(m, ExecutorToFramework)]
+
+            for task_id in ("t-1", "t-2", "t-3"):
+                master.send(executor_run(program, task_id))
+            for task_id in ("t-1", "t-2", "t-3"):
+                assert (await master.until_state(TaskState.RUNNING, task_id)).data == task_id.encode()
+            tell("t-1 before")
+            assert (await master.until_state(TaskState.FINISHED, "t-1")).message == "before"
+            await daemon.signal(signal.SIGKILL)
+            master.forget_slave()
+            await daemon.start()
+            await master.until_registered()
+            # Whether the acknowledgement of t-1 came before the kill is a matter of luck.
+            assert {task.task_id for task in master.listed} - {"t-1"} == {"t-2", "t-3"}
+            async with asyncio.timeout(15.0):
+                while "t-2" not in {s.task_id for s in master.statuses("t-2") if s.state is TaskState.FINISHED}:
+                    tell("t-2 after")  # Unreliable: lost until the executor is back.
+                    await asyncio.sleep(0.2)
+            assert len(set(answers())) == 1
+            master.send(KillTask(task_id=TaskId("t-3"), framework_id=FRAMEWORK))
+            await master.until_state(TaskState.KILLED, "t-3")
+            master.send(ShutdownExecutor(executor_id=EXECUTOR, framework_id=FRAMEWORK))
+            await master.until(lambda: any(isinstance(m, ExecutorLost) for m in master.received_messages))
+            for task_id in ("t-1", "t-2", "t-3"):
+                assert len(master.states(task_id)) == 2
 
     play(scenario())
 
