@@ -11,7 +11,7 @@ from master.daemon import MasterDaemon, MasterSettings
 from master.events import MAX_MISSED_PINGS, MasterConfig
 from meseta import __version__
 from meseta.errors import InvalidInput
-from meseta.keys import cluster_folder, read_key_file, read_principals
+from meseta.keys import PrincipalsFile, cluster_folder, read_key_file
 from meseta.log_output import start_logging
 from meseta.options import DURATION, DaemonCommand, daemon_options
 
@@ -79,7 +79,7 @@ def command(
         work_dir=(work_dir or folder / "master").absolute(),
         config=config,
         keys=None if insecure else read_key_file(key or folder / "keys" / "master.json").pair,
-        principals={} if insecure else read_principals(principals or folder / "keys" / "principals.json"),
+        principals={} if insecure else PrincipalsFile(principals or folder / "keys" / "principals.json"),
         record=record,
     )
     sys.exit(asyncio.run(MasterDaemon(settings).run()))

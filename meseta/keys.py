@@ -9,10 +9,11 @@ A cluster's folder (`$MESETA_DIR`, else `~/.meseta`) holds
 
 import difflib
 import json
+import logging
 import os
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
 
@@ -123,6 +124,52 @@ def read_principals(path: Path) -> dict[str, Principal]:
     return {key: Principal(principal) for key, principal in principal_by_key.items()}
 
 
+class PrincipalsFile(Mapping[str, Principal]):
+    """The principals of a file as it is now: a key that is added is known at once, without a restart of the daemon.
+
+    A file that has become unreadable changes nothing, and is logged once.
+
+    Raises:
+        InvalidInput: the file is missing or damaged at the start.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._version = _version(path)
+        self._known = read_principals(path)
+
+    def __getitem__(self, public_key: str) -> Principal:
+        self._refresh()
+        return self._known[public_key]
+
+    def __iter__(self) -> Iterator[str]:
+        self._refresh()
+        return iter(self._known)
+
+    def __len__(self) -> int:
+        self._refresh()
+        return len(self._known)
+
+    def _refresh(self) -> None:
+        version = _version(self._path)
+        if version == self._version:
+            return
+        self._version = version
+        try:
+            self._known = read_principals(self._path)
+        except InvalidInput as error:
+            _log.warning("principals stay as they were: %s", error)
+
+
+def _version(path: Path) -> tuple[int, int, int]:
+    """Return what differs after each change of a file, zeros if there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return (0, 0, 0)
+    return (status.st_ino, status.st_mtime_ns, status.st_size)
+
+
 def write_principals(path: Path, principal_by_key: dict[str, Principal]) -> None:
     """Write the known public keys; whole or not at all."""
     _write(path, principal_by_key, _PUBLIC_MODE)
@@ -145,6 +192,7 @@ def write_cluster(path: Path, cluster: Cluster) -> None:
     _write(path, cluster, _PUBLIC_MODE)
 
 
+_log = logging.getLogger(__name__)
 _Value = TypeVar("_Value")
 
 

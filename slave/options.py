@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from meseta.keys import cluster_folder, read_cluster, read_key_file, read_principals
+from meseta.keys import PrincipalsFile, cluster_folder, read_cluster, read_key_file
 from meseta.log_output import start_logging
 from meseta.options import DaemonCommand, daemon_options
 from slave.daemon import SlaveDaemon, SlaveSettings
@@ -62,7 +62,7 @@ def command(
         master=known.master,
         master_public_key=known.master_public_key,
         keys=keys,
-        principals={} if keys is None else read_principals(principals or folder / "keys" / "principals.json"),
+        principals={} if keys is None else PrincipalsFile(principals or folder / "keys" / "principals.json"),
         work_dir=(work_dir or folder / "slave").absolute(),
         runtime_dir=None if runtime_dir is None else runtime_dir.absolute(),
         bind=bind,

@@ -7,7 +7,7 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -80,7 +80,7 @@ class BatchSettings(msgspec.Struct, frozen=True):
     master: str
     master_public_key: str | None
     keys: KeyPair | None
-    principals: dict[str, Principal]
+    principals: Mapping[str, Principal]
     work_dir: Path
     user: str
     bind: str = "tcp://127.0.0.1:0"

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from frameworks.batch.daemon import BatchDaemon, BatchSettings
-from meseta.keys import cluster_folder, read_cluster, read_key_file, read_principals
+from meseta.keys import PrincipalsFile, cluster_folder, read_cluster, read_key_file
 from meseta.log_output import start_logging
 from meseta.options import DaemonCommand, daemon_options
 
@@ -45,7 +45,7 @@ def command(
         master=known.master,
         master_public_key=known.master_public_key,
         keys=keys,
-        principals={} if keys is None else read_principals(principals or folder / "keys" / "principals.json"),
+        principals={} if keys is None else PrincipalsFile(principals or folder / "keys" / "principals.json"),
         work_dir=(work_dir or folder / "batch").absolute(),
         user=getpass.getuser(),
         bind=bind,

@@ -231,3 +231,32 @@ def test_commands_answer_in_a_blink(cluster: CliCluster, figure: tuple[str, floa
 def _children_cpu_s() -> float:
     times = os.times()
     return times.children_user + times.children_system
+
+
+def test_key_of_one_more_principal_opens_the_running_cluster(cluster: CliCluster) -> None:
+    cluster.dcos("keygen", "--principal", "ann")
+    key = str(cluster.layout.keys_dir / "ann.json")
+    assert len(json.loads(cluster.dcos("node", "list", "--key", key, "--json").stdout)["nodes"]) == 2
+    assert cluster.dcos("run", "--key", key, "--", "echo", "ann").stdout == "ann\n"
+
+
+def test_slave_of_another_folder_joins_by_the_clusters_files(cluster: CliCluster, tmp_path: Path) -> None:
+    (tmp_path / "keys").mkdir()
+    for name in ("cluster.json", "keys/slave.json", "keys/principals.json"):
+        (tmp_path / name).write_bytes((cluster.layout.folder / name).read_bytes())
+        (tmp_path / name).chmod(0o600)
+    with (tmp_path / "log").open("wb") as log:
+        slave = subprocess.Popen(
+            [*cluster.command("slave"), "--resources", "cpus:5"],
+            stderr=log,
+            env=cluster.environment(MESETA_DIR=str(tmp_path), MESETA_ATTRIBUTES="rack:r9"),
+        )
+    try:
+        wait_for(lambda: len(_active_slaves(cluster)) == 3, "the third slave")
+        attributes = [node["attributes"] for node in cluster.json("node", "list")["nodes"]]
+        assert {"rack": "r9"} in attributes
+        assert cluster.dcos("run", "--cpus", "4", "--", "echo", "there").stdout == "there\n"
+    finally:
+        wait_for(lambda: b"ready" in (tmp_path / "log").read_bytes(), "its signal handlers")
+        slave.send_signal(signal.SIGUSR1)
+        assert slave.wait(timeout=30) == 0

@@ -10,6 +10,7 @@ from meseta.errors import InvalidInput
 from meseta.keys import (
     Cluster,
     KeyFile,
+    PrincipalsFile,
     cluster_folder,
     create_cluster_keys,
     read_cluster,
@@ -149,3 +150,18 @@ def test_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
         write_principals(path, {"k": object()})  # type: ignore[dict-item]
     assert read_principals(path) == {}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_added_principal_is_known_at_once_and_a_damaged_file_changes_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    create_cluster_keys(tmp_path)
+    known = PrincipalsFile(tmp_path / "keys" / "principals.json")
+    create_cluster_keys(tmp_path, ("ann",))
+    added = read_key_file(tmp_path / "keys" / "ann.json").public
+    assert (known.get(added), len(known), added in list(known)) == ("ann", 5, True)
+    (tmp_path / "keys" / "principals.json").write_text("{")
+    assert known.get(added) == "ann"
+    assert "principals stay as they were" in caplog.text
+    (tmp_path / "keys" / "principals.json").unlink()
+    assert known.get(added) == "ann"
