@@ -288,7 +288,7 @@ class World:
         exited = supervisor.exit(next(iter(supervisor.running)), exit_status, **more)
         self.handle(SupervisorSaid(supervisor=name, report=exited))
 
-    def take(self, kind: type[Message]) -> list[Message]:  # type: ignore[valid-type]
+    def take(self, kind: type[Message]) -> list[Message]:
         """Return what of this kind was sent to the master, and forget it."""
         taken = [m for m in self.to_master if isinstance(m, kind)]
         self.to_master = [m for m in self.to_master if not isinstance(m, kind)]
