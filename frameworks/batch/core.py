@@ -59,12 +59,10 @@ from meseta.log import WARNING, Log
 from meseta.model import Offer, Reason, TaskState, TaskStatus
 from meseta.resources import Resources
 
-# A slave bounds an executor's container, for its whole life, by what executor and first task ask for; what nobody
-# asks for has no bound. So our executor asks for nothing, and its first task, which is never a map or a reduce, for
-# no memory: the executor itself holds each attempt to the memory of its task. What a probe asks of cpus is the
-# container's share for good.
-PROBE_CPUS_MILLI = 1000  # Or what there is.
-SMALL_TASK_CPUS_MILLI = 100  # Set-up, commit, clean-up.
+# 45 MiB resident; its cpu time is that of its workers' tasks. The slave bounds the executor's container by the sum of
+# this and the tasks' resources.
+EXECUTOR_RESOURCES = Resources({"mem": 64_000})
+SMALL_TASK_RESOURCES = Resources({"cpus": 100, "mem": 64_000})  # Probes, set-up, commit, clean-up.
 REVIEW_INTERVAL_S = 1.0
 SILENT_AFTER_S = 10.0  # Ten heartbeats.
 SUSPECT_FOR_S = 30.0  # A slave with a silent executor is not tried, unless it speaks again.
@@ -420,20 +418,21 @@ class BatchCore:
         has_executor = job.executor_id in offer.executor_ids
         if job.is_blacklisted(slave):
             return left
-        if job.needs_probe(slave, has_executor=has_executor):
+        if job.needs_probe(slave):
             job.add_task(TaskKind.PROBE, job.slave_index(slave)).viewers[slave.slave_id] = None
         if job.state is JobState.PROBING:
-            job.note_offered(left)
-        for task in sorted(job.pending.values(), key=lambda one: one.kind not in _SMALL_KINDS):
-            if not job.may_start(task, slave, now) or not (has_executor or task.kind in _SMALL_KINDS):
+            job.note_offered(left if has_executor else _less(left, EXECUTOR_RESOURCES))
+        for task in list(job.pending.values()):
+            if not job.may_start(task, slave, now):
                 continue
-            wanted = _resources(task, job, left)
-            if not wanted <= left:
-                job.waiting = f"a {task.kind} task needs {wanted}, and {slave.hostname} offers {left or 'nothing'}"
+            wanted = SMALL_TASK_RESOURCES if task.kind in _SMALL_KINDS else job.task_resources
+            taken = wanted if has_executor else wanted + EXECUTOR_RESOURCES
+            if not taken <= left:
+                job.waiting = f"a {task.kind} task needs {taken}, and {slave.hostname} offers {left or 'nothing'}"
                 if task.kind in _SMALL_KINDS:
                     continue
                 break  # Maps and reduces are all of one size.
-            left = left - wanted
+            left = left - taken
             has_executor = True
             items.append(self._start(job, task, slave, wanted, now))
         return left
@@ -460,9 +459,5 @@ class BatchCore:
         return attempt
 
 
-def _resources(task: Task, job: Job, left: Resources) -> Resources:
-    if task.kind is TaskKind.PROBE:
-        return Resources({"cpus": max(SMALL_TASK_CPUS_MILLI, min(PROBE_CPUS_MILLI, left.get("cpus")))})
-    if task.kind in _SMALL_KINDS:
-        return Resources({"cpus": SMALL_TASK_CPUS_MILLI})
-    return job.task_resources
+def _less(offered: Resources, overhead: Resources) -> Resources:
+    return Resources({name: max(0, amount - overhead.get(name)) for name, amount in offered.scalars.items()})

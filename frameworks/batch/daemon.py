@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from frameworks.batch.core import BatchCore, BatchInit
+from frameworks.batch.core import EXECUTOR_RESOURCES, BatchCore, BatchInit
 from frameworks.batch.events import (
     Acknowledge,
     Answer,
@@ -230,6 +230,7 @@ class BatchDaemon(Scheduler):
         executor = ExecutorInfo(
             executor_id=ExecutorId(item.job_id),
             command=CommandInfo(value=_EXECUTOR_COMMAND, user=spec.user),
+            resources=EXECUTOR_RESOURCES,
             name=f"batch {spec.name}"[:255],
             data=self._package(item.job_id, spec),
         )

@@ -240,8 +240,7 @@ class BatchExecutor(Executor):
     ) -> Report:
         tail = _tail(attempt.folder / STDERR_FILE)
         if attempt.ended_because or result is None:
-            how = f"was ended by signal {-exit_status}" if exit_status < 0 else f"exited with {exit_status}"
-            return Report(error=attempt.ended_because or f"the worker {how}", stderr_tail=tail)
+            return Report(error=attempt.ended_because or _describe_end(exit_status), stderr_tail=tail)
         if result.error:
             return Report(error=result.error, verdict=Verdict(result.verdict), stderr_tail=tail)
         counters = list(result.counters)
@@ -324,6 +323,14 @@ def _work_of(order: Order, fetched: Fetched, limit_bytes: int) -> Work:
             return CommitWork(order.output, tuple(order.attempt_ids))
         case CleanupOrder():
             return CleanupWork(order.output)
+
+
+def _describe_end(exit_status: int) -> str:
+    if exit_status == -signal.SIGKILL:
+        return "the worker was killed; if for want of memory, give it more with --mem"
+    if exit_status < 0:
+        return f"the worker was ended by {signal.Signals(-exit_status).name}"
+    return f"the worker exited with {exit_status}"
 
 
 def _unpack(package: JobPackage, folder: Path) -> Job:

@@ -33,8 +33,6 @@ from meseta.resources import Resources
 MAX_ATTEMPTS = 4  # Hadoop's mapreduce.map.maxattempts.
 BLACKLIST_FAILURES = 3  # Hadoop's mapreduce.job.maxtaskfailures.per.tracker.
 
-_LARGE_KINDS = (TaskKind.MAP, TaskKind.REDUCE)
-
 # The states of a job in which a task of that kind may be started.
 _STATES_BY_KIND = {
     TaskKind.PROBE: (JobState.PROBING, JobState.SETUP, JobState.RUNNING),
@@ -251,14 +249,11 @@ class Job:
                 )
                 return slave.sees_output is True and (now >= self.clean_from or not others)
 
-    def needs_probe(self, slave: JobSlave, *, has_executor: bool) -> bool:
-        """True if what the slave sees is not known, and matters, or if a new executor needs its first task."""
-        task = self.tasks.get((TaskKind.PROBE, self.slave_index(slave)))
-        if task is not None and (task.attempts or task.needs_attempt()):
+    def needs_probe(self, slave: JobSlave) -> bool:
+        """True if what the slave sees is not known, and matters."""
+        if slave.listing is not None or (TaskKind.PROBE, self.slave_index(slave)) in self.tasks:
             return False
-        if self._state is not JobState.PROBING and not any(kind in _LARGE_KINDS for kind, _ in self.pending):
-            return False
-        return slave.listing is None or not has_executor
+        return self._state is JobState.PROBING or any(kind is TaskKind.MAP for kind, _ in self.pending)
 
     def wants_offers(self) -> bool:
         """True if an offer may be of use."""
@@ -380,11 +375,13 @@ class Job:
             return 1.0
         done = self.maps_done if kind is TaskKind.MAP else self.reduces_done
         total = self.map_count if kind is TaskKind.MAP else self.spec.reducers
+        if self._state in (JobState.PROBING, JobState.SETUP):
+            return 0.0
         best: dict[int, float] = {}
         for attempt in self.attempts.values():
             if attempt.task.kind is kind and attempt.task.winner is None:
                 best[attempt.task.index] = max(best.get(attempt.task.index, 0.0), attempt.progress)
-        return min(1.0, (done + sum(best.values())) / total) if total else float(bool(self.splits or self.tasks))
+        return min(1.0, (done + sum(best.values())) / total) if total else 1.0
 
     def view(self) -> JobView:
         """Return the job for people."""

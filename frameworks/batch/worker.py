@@ -4,6 +4,7 @@ A job's own code runs here and nowhere else, so that its crash, its exit or its 
 ends one attempt and not the executor. Imports little: it is started for each attempt.
 """
 
+import faulthandler
 import gc
 import json
 import os
@@ -103,6 +104,7 @@ def main(arguments: list[str]) -> int:
     """Do the work found in the folder and leave the result there."""
     folder = Path(arguments[0])
     os.chdir(folder)
+    faulthandler.enable()  # A crash in native code leaves the Python lines that led to it.
     gc.set_threshold(*_GC_THRESHOLDS)
     attempt_id, job, work = read_work(folder)
     sys.path.insert(0, job.folder)

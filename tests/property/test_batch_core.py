@@ -54,8 +54,6 @@ class Jobs(RuleBasedStateMachine):
             if not isinstance(effect, Launch):
                 continue
             for item in effect.items:
-                if (effect.slave_id, item.job_id) not in self.executors:
-                    assert not item.resources.get("mem"), "an executor's first task bounds its container for good"
                 self.executors.add((effect.slave_id, item.job_id))
                 assert item.task_id not in self.launched, "an attempt's id is used once"
                 self.launched.add(item.task_id)

@@ -123,13 +123,12 @@ def test_a_job_runs_to_its_success(cluster: Cluster) -> None:
     assert isinstance([one for one in cluster.effects if isinstance(one, Revive | Suppress)][-1], Suppress)
 
 
-def test_a_new_executor_begins_with_a_probe_so_that_its_container_has_no_bound_on_memory(cluster: Cluster) -> None:
-    job_id = cluster.submit()
-    cluster.to_running(job_id, 1)
-    effects = cluster.offer(1, cpus=3, executors=())  # Its executor has died.
-    (launch,) = [effect for effect in effects if isinstance(effect, Launch)]
-    assert [item.kind for item in launch.items] == [TaskKind.PROBE, TaskKind.MAP, TaskKind.MAP]
-    assert launch.items[0].resources.get("mem") == 0
+def test_executor_memory_is_taken_once_for_each_slave(cluster: Cluster) -> None:
+    cluster.submit()
+    effects = cluster.offer(1, cpus=0.1, mem_mib=127)
+    assert kinds(effects) == ["Decline"]
+    effects = cluster.offer(1, cpus=0.1, mem_mib=128)
+    assert kinds(effects)[-1] == "Launch"
 
 
 def test_small_slaves_get_smaller_tasks_by_default(cluster: Cluster) -> None:
@@ -138,7 +137,7 @@ def test_small_slaves_get_smaller_tasks_by_default(cluster: Cluster) -> None:
     (probe,) = cluster.of_kind(TaskKind.PROBE)
     cluster.finish(probe)
     cluster.wait(SETTLE_S)
-    assert cluster.core.job(job_id).task_resources == Resources({"cpus": 600, "mem": 500_000})
+    assert cluster.core.job(job_id).task_resources == Resources({"cpus": 600, "mem": 436_000})
 
 
 def test_tasks_too_large_for_every_slave_say_so(cluster: Cluster) -> None:
