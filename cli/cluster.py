@@ -6,13 +6,13 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from cli.connection import Where, cluster_options, connect, folder_option
 from cli.ending import LEAVE_LIMIT_S, STOP_LIMIT_S, LeftBehind, end_cluster, wait_for_end
-from cli.layout import KEEPER, Layout, Process, Settings, is_alive, open_process
+from cli.layout import KEEPER, Layout, Process, ServiceRecord, Settings, is_alive, open_process
 from cli.output import (
     describe_age,
     describe_duration,
@@ -26,9 +26,13 @@ from cli.output import (
 from cli.services import FRAMEWORKS
 from meseta.errors import InvalidInput, MesetaError, TransportError
 
+if TYPE_CHECKING:
+    from meseta.messages import MasterStatus
+
 SLAVES_LIMIT: Final = 100  # Each needs some 30 MiB and a share of the ports: more belong on more machines.
 _DOWN_LIMIT_S: Final = 2 * STOP_LIMIT_S + 2 * LEAVE_LIMIT_S
 _LOCK_WAIT_S: Final = 5.0
+_STATUS_LIMIT_S: Final = 3.0  # A status that waits longer is of no use to who looks for what is wrong.
 
 
 class NotUp(MesetaError):
@@ -100,7 +104,7 @@ def _finish_start(layout: Layout, settings: Settings, pid: int, *, as_json: bool
         raise
     took_s = time.monotonic() - started_at
     if as_json:
-        print_json({**_status_json(layout), "took_s": round(took_s, 3)})
+        print_json({**_status(layout)[0], "took_s": round(took_s, 3)})
         return
     count = len(settings.slaves)
     plural = "slave" if count == 1 else "slaves"
@@ -192,54 +196,59 @@ def status(where: Where, as_json: bool) -> None:
 
 
 def _show_status(layout: Layout, where: Where | None = None, *, as_json: bool) -> None:
-    values = _status_json(layout, where)
+    values, answer = _status(layout, where)
     if as_json:
         print_json(values)
     else:
-        _print_status(values)
+        _print_status(values, answer)
     if values["master"] is None:
         if not as_json and values["problem"]:
             note(f"dcos: {values['problem']}")
         sys.exit(1)
 
 
-def _status_json(layout: Layout, where: Where | None = None) -> dict[str, Any]:
+def _status(layout: Layout, where: Where | None = None) -> "tuple[dict[str, Any], MasterStatus | None]":
+    """Return what `--json` shows, and the master's own words."""
     records = layout.records()
     keeper = next((record for record in records if record.name == KEEPER), None)
-    master: dict[str, Any] | None = None
+    answer: MasterStatus | None = None
+    endpoint, problem = "", ""
     nodes: dict[str, str] = {}
-    problem = ""
     try:
-        master, nodes = asyncio.run(_ask_status(where or Where(folder=layout.folder)))
+        answer, endpoint, nodes = asyncio.run(_ask_status(where or Where(folder=layout.folder)))
     except (TransportError, InvalidInput) as error:
         problem = str(error)
-    return {
+    values: dict[str, Any] = {
         "folder": str(layout.folder),
         "problem": problem,
-        "master": master,
+        "master": None if answer is None else _master_json(answer, endpoint),
         "keeper": None if keeper is None else {"pid": keeper.pid, "is_alive": is_alive(keeper)},
-        "daemons": [
-            {
-                "name": record.name,
-                "pid": record.pid,
-                "is_alive": is_alive(record),
-                "started_unix_s": record.started_unix_s,
-                "restart_count": record.restart_count,
-                "last_end": record.last_end,
-                "slave_id": (slave_id := layout.slave_id(record.name)),
-                "node_state": nodes.get(slave_id or ""),
-            }
-            for record in records
-            if record.name != KEEPER
-        ],
+        "daemons": [_daemon_json(layout, record, nodes) for record in records if record.name != KEEPER],
+    }
+    return values, answer
+
+
+def _daemon_json(layout: Layout, record: ServiceRecord, nodes: dict[str, str]) -> dict[str, Any]:
+    slave_id = layout.slave_id(record.name)
+    return {
+        "name": record.name,
+        "pid": record.pid,
+        "is_alive": is_alive(record),
+        "started_unix_s": record.started_unix_s,
+        "restart_count": record.restart_count,
+        "last_end": record.last_end,
+        "slave_id": slave_id,
+        "node_state": nodes.get(slave_id or ""),
     }
 
 
-async def _ask_status(where: Where) -> tuple[dict[str, Any], dict[str, str]]:
-    async with connect(where, timeout_s=3.0) as session:
-        answer = await session.status()
+async def _ask_status(where: Where) -> "tuple[MasterStatus, str, dict[str, str]]":
+    async with connect(where, timeout_s=_STATUS_LIMIT_S) as session:
         nodes = {str(node.slave_id): node.state for node in await session.nodes()}
-        endpoint = session.requester.endpoint
+        return await session.status(), session.requester.endpoint, nodes
+
+
+def _master_json(answer: "MasterStatus", endpoint: str) -> dict[str, Any]:
     return {
         "endpoint": endpoint,
         "epoch": answer.epoch,
@@ -253,25 +262,20 @@ async def _ask_status(where: Where) -> tuple[dict[str, Any], dict[str, str]]:
         "offers_outstanding": answer.offers_outstanding,
         "resources_total": resources_json(answer.resources_total),
         "resources_used": resources_json(answer.resources_used),
-        "text_total": describe_resources(answer.resources_total),
-        "text_used": describe_resources(answer.resources_used),
-    }, nodes
+    }
 
 
-def _print_status(values: dict[str, Any]) -> None:
-    master, keeper = values["master"], values["keeper"]
-    if master is not None:
-        click.echo(
-            f"master     {master['endpoint']}, epoch {master['epoch']}, up {describe_duration(master['uptime_s'])},"
-            f" version {master['version']}"
-        )
-        click.echo(f"slaves     {master['slaves_active']} active, {master['slaves_unreachable']} unreachable")
-        click.echo(
-            f"frameworks {master['frameworks_active']} active, {master['frameworks_disconnected']} disconnected,"
-            f" {master['tasks_active']} tasks"
-        )
-        click.echo(f"total      {master['text_total']}")
-        click.echo(f"used       {master['text_used']}")
+def _print_status(values: dict[str, Any], answer: "MasterStatus | None") -> None:
+    keeper = values["keeper"]
+    if answer is not None:
+        uptime = describe_duration(answer.uptime_s)
+        endpoint = values["master"]["endpoint"]
+        click.echo(f"master     {endpoint}, epoch {answer.epoch}, up {uptime}, version {answer.version}")
+        click.echo(f"slaves     {answer.slaves_active} active, {answer.slaves_unreachable} unreachable")
+        frameworks = f"{answer.frameworks_active} active, {answer.frameworks_disconnected} disconnected"
+        click.echo(f"frameworks {frameworks}, {answer.tasks_active} tasks")
+        click.echo(f"total      {describe_resources(answer.resources_total)}")
+        click.echo(f"used       {describe_resources(answer.resources_used)}")
     if keeper is not None:
         state = f"pid {keeper['pid']}" if keeper["is_alive"] else "dead; `dcos up` repairs the cluster"
         click.echo(f"keeper     {state}")

@@ -56,7 +56,12 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, empty:
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     console = Console(file=sys.stdout, width=None if is_terminal else _WIDE, highlight=False)
-    console.print(table, soft_wrap=not is_terminal)
+    if is_terminal:
+        console.print(table)
+        return
+    with console.capture() as capture:
+        console.print(table)
+    click.echo("\n".join(line.rstrip() for line in capture.get().splitlines()))
 
 
 def note(text: str) -> None:

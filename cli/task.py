@@ -1,8 +1,10 @@
 """`dcos task list`, `log` and `kill`."""
 
 import asyncio
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -13,11 +15,12 @@ from cli.connection import Master, Where, ask_master, cluster_options, connect, 
 from cli.output import describe_age, describe_resources, json_option, note, print_json, print_table, resources_json
 from cli.partial_ids import resolve
 from cli.tail import SandboxFile, follow_task
-from meseta.errors import InvalidInput, RequestRefused
+from meseta.errors import InvalidInput, MesetaError, RequestRefused
 from meseta.model import FrameworkView, Node, Task
 from meseta.options import DURATION
 
 _STATE_PREFIX: Final = "TASK_"
+_COMPLETION_LIMIT_S: Final = 1.0  # Nobody waits longer after pressing Tab.
 _END_POLL_S: Final = 1.0  # How often `log --follow` asks whether the task has ended.
 
 
@@ -94,8 +97,24 @@ def list_command(*, where: Where, all: bool, framework: str | None, node: str | 
     print_table(columns, rows, empty=empty)
 
 
+def _complete_task(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the ids of tasks that begin so, none if the master does not answer at once."""
+    folder = ctx.params.get("folder") or Path(os.environ.get("MESETA_DIR") or Path.home() / ".meseta")
+    where = Where(folder=folder, cluster=ctx.params.get("cluster"), key=ctx.params.get("key"))
+
+    async def ask() -> list[str]:
+        async with connect(where, timeout_s=_COMPLETION_LIMIT_S) as master:
+            tasks = await master.tasks(include_completed=ctx.info_name == "log")
+        return [task.task_id for task in tasks if task.task_id.startswith(incomplete)]
+
+    try:
+        return asyncio.run(ask())
+    except MesetaError:
+        return []
+
+
 @group.command("log")
-@click.argument("task")
+@click.argument("task", shell_complete=_complete_task)
 @click.option("--stderr", is_flag=True, help="What it wrote to stderr instead of stdout.")
 @click.option("--lines", type=click.IntRange(min=1), help="Only the last so many lines.")
 @click.option("--follow", "-f", is_flag=True, help="Go on until the task ends.")
@@ -162,7 +181,7 @@ async def _watch_end(master: Master, task: Task, has_ended: asyncio.Event) -> No
 
 
 @group.command("kill")
-@click.argument("tasks", nargs=-1, required=True)
+@click.argument("tasks", nargs=-1, required=True, shell_complete=_complete_task)
 @click.option("--grace", type=DURATION, help="From SIGTERM to SIGKILL, as 10s.  [default: what the task asked for]")
 @cluster_options
 @json_option

@@ -160,6 +160,13 @@ def test_log_of_a_finished_task_by_lines_and_streams(cluster: CliCluster) -> Non
     assert cluster.json("task", "log", "speaker", "--lines", "1")["text"] == "end"
 
 
+def test_ids_of_tasks_are_completed(cluster: CliCluster) -> None:
+    cluster.dcos("run", "--name", "completed", "--", "true")
+    words = {"_DCOS_COMPLETE": "bash_complete", "COMP_WORDS": "dcos task log compl", "COMP_CWORD": "3"}
+    (line,) = cluster.dcos(status=None, **words).stdout.splitlines()
+    assert line.startswith("plain,completed-")
+
+
 def test_log_follows_a_task_to_its_end(cluster: CliCluster, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     script = f"echo one; while [ ! -e {gate} ]; do sleep 0.05; done; echo two"
