@@ -8,6 +8,7 @@ import json
 import os
 import time
 
+from master.events import MasterEvent, Received
 from meseta.ids import SessionId, SlaveId, StatusUuid, TaskId
 from meseta.messages import AcknowledgeStatus, RunTask, StatusUpdate
 from meseta.model import CommandInfo, Offer, TaskInfo, TaskState, TaskStatus
@@ -42,7 +43,7 @@ class Lives:
         handle, tick = harness.core.handle, harness.core.tick
         before = self.task_count
         harness.now += 0.01  # Long enough for a round, too short for pings.
-        inputs = []
+        inputs: list[MasterEvent] = []
         started = time.process_time()
         effects = tick(harness.now)
         self.core_s += time.process_time() - started
@@ -62,12 +63,11 @@ class Lives:
         assert framework_id
         return launched
 
-    def _inputs(self, offer: Offer) -> list[object]:
-        from master.events import Received
-
+    def _inputs(self, offer: Offer) -> list[MasterEvent]:
         slave_id = offer.slave_id
         slave = self.slaves[slave_id]
-        tasks, rest = [], []
+        tasks: list[TaskInfo] = []
+        rest: list[MasterEvent] = []
         for _ in range(self.tasks_per_offer):
             self.task_count += 1
             task_id = TaskId(f"t{self.task_count}")

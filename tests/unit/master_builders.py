@@ -24,6 +24,8 @@ from meseta.messages import (
     FrameworkRegistered,
     Hello,
     Message,
+    Ping,
+    Pong,
     RegisterFramework,
     RegisterSlave,
     ReregisterSlave,
@@ -61,7 +63,7 @@ STEP_LIMIT = 10_000  # Timers handled in one `advance`: more is a core that spin
 class Harness:
     """One master after another on the same store. Records are safe at once unless `is_disk_slow`."""
 
-    def __init__(self, **config: float) -> None:
+    def __init__(self, **config: object) -> None:
         self.config = MasterConfig(**config)  # type: ignore[arg-type]
         self.now = 100.0
         self.unix_offset_s = 1_700_000_000.0
@@ -86,6 +88,7 @@ class Harness:
         )
         self.core = MasterCore(self.init)
         self.inboxes: dict[SessionId, list[Message]] = {}
+        self.alive: set[SessionId] = set()  # These answer pings by themselves.
         self.closed: dict[SessionId, str] = {}
         self.unsafe: list[PersistRecords] = []
         self.logs: list[Log] = []
@@ -189,6 +192,7 @@ class Harness:
         info = framework_info(framework_id, is_partition_aware=is_partition_aware, **fields)
         self.say(session, RegisterFramework(framework_info=info))
         (answer,) = self.take(session, FrameworkRegistered)
+        self.alive.add(session)
         return session, answer.framework_id
 
     def offers(self, session: SessionId) -> list[Offer]:
@@ -225,6 +229,8 @@ class Harness:
                     if self.is_disk_slow:
                         self.unsafe.append(effect)
         for effect in effects:
+            if isinstance(effect, Send) and isinstance(effect.message, Ping) and effect.session in self.alive:
+                done += self._perform(self.core.handle(Received(session=effect.session, message=Pong()), self.now))
             if isinstance(effect, PersistRecords) and not self.is_disk_slow:
                 done += self._write(effect)
         return done
@@ -295,6 +301,7 @@ def slave_task(
     framework_id: FrameworkId,
     slave_id: SlaveId,
     state: TaskState,
+    *,
     last: TaskStatus | None = None,
     resources: Resources = SMALL,
 ) -> Task:
