@@ -37,18 +37,22 @@ def free_port() -> int:
 class Daemon:
     """One daemon: its command, its log and its present process."""
 
-    def __init__(self, name: str, command: Sequence[str], log: Path, environment: dict[str, str]) -> None:
+    def __init__(
+        self, name: str, command: Sequence[str], log: Path, environment: dict[str, str], *, prefix: Sequence[str] = ()
+    ) -> None:
         self.name = name
         self.log = log
-        self._command = [sys.executable, "-P", "-m", *command]
+        self._command = [*prefix, sys.executable, "-P", "-m", *command]  # The prefix becomes the daemon by exec.
         self._environment = environment
         self.process: subprocess.Popen[bytes] | None = None
         self.start_count = 0
+        self._log_offset = 0
 
     def start(self, *more: str) -> None:
         """Start it, with `more` arguments this time."""
         self.start_count += 1
         with self.log.open("ab") as log:
+            self._log_offset = log.tell()
             self.process = subprocess.Popen(
                 [*self._command, *more],
                 stdin=subprocess.DEVNULL,
@@ -70,6 +74,10 @@ class Daemon:
         if self.process.poll() is None:
             self.process.send_signal(number)
         return self.process.wait(limit_s)
+
+    def is_ready_or_gone(self) -> bool:
+        """True once the present process has said that it is ready, and so listens to signals, or has ended."""
+        return b" ready " in self.log.read_bytes()[self._log_offset :] or not self.is_running
 
     @property
     def is_running(self) -> bool:
@@ -134,11 +142,15 @@ class RealCluster:
     def __exit__(self, *_: object) -> None:
         for slave in self.slaves:
             if slave.is_running:
+                wait_for(slave.is_ready_or_gone, f"{slave.name} to be ready")
                 slave.end(signal.SIGUSR1)
         if self.master.is_running:
             self.master.end()
-        for pid in self.supervisors():
-            os.kill(pid, signal.SIGKILL)
+        try:
+            wait_for(lambda: not self.supervisors(), "the supervisors to end with their slaves", limit_s=10.0)
+        finally:
+            for pid in self.supervisors():
+                os.kill(pid, signal.SIGKILL)
 
     def start(self, daemon: Daemon) -> None:
         """Start or restart a daemon, each time with a recording of its own if the cluster records."""

@@ -46,7 +46,6 @@ def test_thirty_kills_under_load_lose_nothing_and_run_nothing_twice(tmp_path: Pa
         assert sum(kills.values()) == KILL_COUNT, (seed, kills)
         assert min(kills[kind] for kind in ("master", "slave", "supervisor", "witness")) >= 1, (seed, kills)
         compare(tmp_path, seed)
-    assert not cluster.supervisors()
     check_replays(tmp_path)
 
 
