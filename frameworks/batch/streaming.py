@@ -81,7 +81,9 @@ class Command:
 
 def mapped(command: str, blocks: Iterable[bytes]) -> Iterator[Pair]:
     """Yield the pairs that a mapper makes of whole lines."""
-    process = Command("mapper", command, blocks, subprocess.PIPE)
+    # A file's last line may lack its newline; the next file's first line must not become part of it.
+    whole = (block if block.endswith(b"\n") else block + b"\n" for block in blocks)
+    process = Command("mapper", command, whole, subprocess.PIPE)
     for line in process.lines():
         key, _, value = line.rstrip(b"\n").partition(b"\t")
         yield key, value
