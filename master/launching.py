@@ -10,7 +10,7 @@ from meseta.messages import RunTask
 from meseta.model import ID_LIMIT, IDENTIFIER_PATTERN, CommandInfo, ExecutorInfo, Reason, TaskInfo, TaskState
 from meseta.resources import Resources
 
-_IS_IDENTIFIER = re.compile(IDENTIFIER_PATTERN.removesuffix("$") + r"\Z").match
+_IS_IDENTIFIER = re.compile(IDENTIFIER_PATTERN).match
 
 
 class Launching:

@@ -33,7 +33,7 @@ DEFAULT_SHUTDOWN_GRACE_S = 5.0
 Text = Annotated[str, msgspec.Meta(max_length=TEXT_LIMIT)]
 Name = Annotated[str, msgspec.Meta(max_length=ID_LIMIT)]
 # Becomes a folder's name on a slave: no slash, no leading dot, nothing that a shell or a terminal reads.
-IDENTIFIER_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.:@=+-]*$"
+IDENTIFIER_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.:@=+-]*\Z"
 Data = Annotated[bytes, msgspec.Meta(max_length=DATA_LIMIT_BYTES)]
 # Bounded on both sides: that refuses NaN and the infinities, which no arithmetic on times survives.
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e10)]

@@ -12,8 +12,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from master.core import MasterCore
 
+from master.core import MasterCore
 from master.events import MasterEvent, MasterInit
 from meseta.driver_events import SchedulerEvent
 from meseta.model import TaskState

@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from meseta.testing.cluster import Plan, PromiseBroken, SimulatedCluster
+from meseta.testing.cluster import Plan, SimulatedCluster
+from meseta.testing.promises import PromiseBroken
 from tests.simulation.planted_bugs import BUGS, CALM, CRASHING, FORGETFUL, RACKED
 
 SEEDS_LIMIT = 200  # A planted bug must be found within so many.
