@@ -109,13 +109,14 @@ def _finish_start(layout: Layout, settings: Settings, pid: int, *, as_json: bool
     count = len(settings.slaves)
     plural = "slave" if count == 1 else "slaves"
     click.echo(f"Up in {took_s:.1f} s: master at {settings.bind}, {count} {plural}, folder {layout.folder}")
-    for verb, why in (
-        ("node list", "see the machines"),
-        ("run", "run a command on one of them"),
-        ("down", "take it all down again"),
-    ):
-        command = layout.command(verb) + (" -- echo hello" if verb == "run" else "")
-        note(f"  {command:<32} {why}")
+    hints = (
+        (layout.command("node list"), "see the machines"),
+        (f"{layout.command('run')} -- echo hello", "run a command on one of them"),
+        (layout.command("down"), "take it all down again"),
+    )
+    width = max(len(command) for command, _ in hints)
+    for command, why in hints:
+        note(f"  {command:<{width}}  {why}")
 
 
 def _stay(pid: int) -> None:
