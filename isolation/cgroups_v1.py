@@ -37,8 +37,12 @@ class _Folder:
     def __init__(self, hierarchy: Hierarchy, path: str) -> None:
         self.path = path
         self.controllers = hierarchy.controllers
-        self.fd = make_and_lock(path)
         self.home_fd = os.open(f"{hierarchy.own}/tasks", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            self.fd = make_and_lock(path)
+        except OSError:
+            os.close(self.home_fd)
+            raise
 
 
 class CgroupsV1:
@@ -62,9 +66,11 @@ class CgroupsV1:
                     folder = _Folder(hierarchy, path)
                     self._folders.update(dict.fromkeys(wanted, folder))
         except OSError as error:
+            self.close()
             raise IsolationError(f"cannot make cgroups in {error.filename or path}: {error.strerror}") from error
         missing = [each for each in CONTROLLERS if each not in self._folders]
         if missing:
+            self.close()
             raise IsolationError(f"cgroup v1 without the controllers {', '.join(missing)}")
         self._tracking = self._folders["pids"]
         for folder in dict.fromkeys(self._folders.values()):

@@ -37,8 +37,16 @@ class CgroupsV2:
         self._path = supervisor_folder(hierarchy, root, supervisor)
         try:
             self._home_fd = os.open(f"{hierarchy.own}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
-            self._fd = make_and_lock(self._path)
-            self._hand_down(hierarchy.mount if root.startswith("/") else hierarchy.own)
+            try:
+                self._fd = make_and_lock(self._path)
+            except OSError:
+                os.close(self._home_fd)
+                raise
+            try:
+                self._hand_down(hierarchy.mount if root.startswith("/") else hierarchy.own)
+            except (OSError, IsolationError):
+                self.close()
+                raise
             remove_dead_supervisors(os.path.dirname(self._path))
         except OSError as error:
             raise IsolationError(f"cannot make cgroups in {error.filename or self._path}: {error.strerror}") from error
@@ -129,7 +137,7 @@ class CgroupsV2:
             )
         wanted = " ".join(f"+{each}" for each in CONTROLLERS)
         levels = self._path[len(top) :].strip("/").split("/")
-        for depth in range(len(levels)):
+        for depth in range(len(levels) + 1):
             folder = "/".join((top, *levels[:depth]))
             try:
                 write_file(f"{folder}/cgroup.subtree_control", wanted)

@@ -90,10 +90,10 @@ class Peer:
         self.send(Forget(container_id=ContainerId(name)))
 
     async def started(self, name: str) -> Started:
-        return await self.wait(Started, lambda report: report.container_id == name)
+        return await self.wait(Started, lambda report: report.container_id == name, name)
 
     async def exited(self, name: str) -> Exited:
-        return await self.wait(Exited, lambda report: report.container_id == name)
+        return await self.wait(Exited, lambda report: report.container_id == name, name)
 
     async def failed(self, name: str) -> str:
         return (await self.wait(StartFailed, lambda report: report.container_id == name)).message
@@ -103,14 +103,18 @@ class Peer:
         self.send(ListContainers())
         return await self.wait(Containers, lambda report: True)
 
-    async def wait(self, kind: type[Result], condition: Callable[[Result], bool]) -> Result:
-        """Return the first report of that kind, past or to come."""
+    async def wait(self, kind: type[Result], condition: Callable[[Result], bool], name: str = "") -> Result:
+        """Return the first report of that kind, past or to come; fail at once if container `name` did not start."""
 
         def matching() -> list[Result]:
             return [report for report in self.reports if isinstance(report, kind) and condition(report)]
 
+        def failures() -> list[StartFailed]:
+            return [each for each in self.reports if isinstance(each, StartFailed) and each.container_id == name]
+
         async with self._changed:
-            await asyncio.wait_for(self._changed.wait_for(lambda: bool(matching())), LIMIT_S)
+            await asyncio.wait_for(self._changed.wait_for(lambda: bool(matching() or failures())), LIMIT_S)
+        assert matching(), f"{kind.__name__} of {name} will never come: {failures()}"
         return matching()[0]
 
     async def until_lost(self) -> str:
