@@ -35,8 +35,10 @@ class Reconciliation:
     def kill_unknown(self, framework: FrameworkEntry, message: KillTask) -> None:
         """Take a kill of a task that is not known: it is kept, and its framework told what is known."""
         cluster = self._cluster
-        if self._may_appear(message.slave_id) and len(cluster.kills) < KILLS_LIMIT:
+        if self._may_appear(message.slave_id):
             cluster.kills[(framework.framework_id, message.task_id)] = message
+            if len(cluster.kills) > KILLS_LIMIT:
+                del cluster.kills[next(iter(cluster.kills))]
         self.answer(framework, message.task_id, message.slave_id)
 
     def answer(self, framework: FrameworkEntry, task_id: TaskId, slave_id: SlaveId | None) -> None:
@@ -66,6 +68,10 @@ class Reconciliation:
 
     def slave_settled(self, slave: SlaveEntry) -> None:
         """Answer what waited for a slave, which is back or given up."""
+        kills = self._cluster.kills
+        if slave.session is not None:
+            for key in [key for key, kill in kills.items() if kill.slave_id == slave.slave_id]:
+                del kills[key]  # It is back without the task.
         queries, slave.queries = slave.queries, {}
         for framework_id, task_id in queries:
             framework = self._cluster.frameworks.get(framework_id)
