@@ -22,6 +22,7 @@ import asyncio
 import inspect
 import logging
 import re
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final, TypeVar, get_type_hints
 
@@ -108,10 +109,16 @@ class Service:
 
     @property
     def address(self) -> Address:
-        """Where the service listens. Raises TransportError before `start`."""
+        """Where clients reach the service: at this machine's name if it listens on all addresses.
+
+        Raises:
+            TransportError: `start` was not called.
+        """
         if self._server is None:
             raise TransportError("the service has no address before start()")
-        return Address(endpoint=self._server.endpoint, public_key=None if self.keys is None else self.keys.public)
+        name = socket.gethostname()
+        endpoint = self._server.endpoint.replace("//0.0.0.0:", f"//{name}:").replace("//[::]:", f"//{name}:")
+        return Address(endpoint=endpoint, public_key=None if self.keys is None else self.keys.public)
 
     def close(self) -> None:
         """End all calls and the server."""
