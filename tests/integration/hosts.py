@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,14 +29,16 @@ _NETWORK: Final = "10.213.0"
 _TOOLS: Final = ("bridge", "ip", "mount", "nsenter", "tc", "unshare")
 _END_LIMIT_S: Final = 10.0
 
-# STAGE NAME VISIBLE...: what is covered by the new /tmp is bound into the stage before, and from there, by
+# STAGE NAME ADDRESSES VISIBLE...: what is covered by the new /tmp is bound into the stage before, and from there, by
 # paths relative to a working directory that no path leads to any more, to its place in the new /tmp.
 _HOLD: Final = """
 set -eu
-stage=$1; echo "$2" > /proc/sys/kernel/hostname; shift 2
+stage=$1; echo "$2" > /proc/sys/kernel/hostname; addresses=$3; shift 3
 mount -t tmpfs -o size=256m meseta-host "$stage"
 cd "$stage"
 mkdir -m 1777 tmp
+echo "$addresses" > addresses
+mount --bind addresses /etc/hosts
 count=0
 for path; do
     count=$((count + 1)); mkdir -p "visible/$count"; mount --bind "$path" "visible/$count"
@@ -53,14 +55,15 @@ exec cat
 
 
 class Host:
-    """Network, mounts and host name, held by one process."""
+    """Network, mounts and host name, held by one process. `addresses` is its /etc/hosts."""
 
-    def __init__(self, name: str, address: str, stage: Path, visible: Sequence[Path]) -> None:
+    def __init__(self, name: str, address: str, stage: Path, addresses: str, visible: Sequence[Path]) -> None:
         self.name = name
         self.address = address
         covered = [str(path) for path in visible if path.is_relative_to(PRIVATE_DIR)]
+        words = [_HOLD, "sh", str(stage), name, addresses, *covered]
         self._holder = subprocess.Popen(
-            ["unshare", "--net", "--mount", "--uts", "--", "sh", "-c", _HOLD, "sh", str(stage), name, *covered],
+            ["unshare", "--net", "--mount", "--uts", "--", "sh", "-c", *words],
             stdin=subprocess.PIPE,  # Its end ends the holder.
             stdout=subprocess.PIPE,
             start_new_session=True,
@@ -69,7 +72,7 @@ class Host:
         if self._holder.stdout.readline() != b"ready\n":
             self.close()
             raise AssertionError(f"host {name} has no namespaces: see what unshare and mount said above")
-        self._network = os.readlink(f"/proc/{self.pid}/ns/net")
+        self.network = os.readlink(f"/proc/{self.pid}/ns/net")
 
     @property
     def pid(self) -> int:
@@ -108,7 +111,7 @@ class Host:
                     network = os.readlink(entry / "ns/net")
                 except OSError:  # It ended.
                     continue
-                if network == self._network:
+                if network == self.network:
                     found.append(int(entry.name))
         return found
 
@@ -138,27 +141,23 @@ class Hosts:
         assert os.geteuid() == 0, "hosts need root, for their namespaces"
         self._stage = folder / "stage"
         self._stage.mkdir()
-        self._names = tuple(names)
         prefixes = (REPOSITORY, Path(sys.prefix), Path(sys.base_prefix))
         self._visible = tuple(dict.fromkeys((*prefixes, *visible)))
+        self._address_by_name = {name: f"{_NETWORK}.{index}" for index, name in enumerate(names, 1)}
         self._hosts: dict[str, Host] = {}
+        self._stack = ExitStack()
 
     def __enter__(self) -> "Hosts":
-        try:
-            self._switch = self._add("switch", "")
-            for index, name in enumerate(self._names, 1):
-                self._add(name, f"{_NETWORK}.{index}")
+        with ExitStack() as stack:
+            self._switch = self._add(stack, "switch", "")
+            for name, address in self._address_by_name.items():
+                self._hosts[name] = self._add(stack, name, address)
             self._connect()
-        except BaseException:
-            self.__exit__()
-            raise
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for host in self._hosts.values():
-            host.kill_all()
-        for host in self._hosts.values():
-            host.close()
+        self._stack.close()
 
     def __getitem__(self, name: str) -> Host:
         return self._hosts[name]
@@ -192,18 +191,20 @@ class Hosts:
         count: int = link["stats64"]["rx"]["bytes"]  # What the switch's port received.
         return count
 
-    def _add(self, name: str, address: str) -> Host:
-        host = self._hosts[name] = Host(name, address, self._stage, self._visible)
+    def _add(self, stack: ExitStack, name: str, address: str) -> Host:
+        lines = ["127.0.0.1 localhost", *(f"{other} {its_name}" for its_name, other in self._address_by_name.items())]
+        host = Host(name, address, self._stage, "\n".join(lines), self._visible)
+        stack.callback(host.close)
+        stack.callback(host.kill_all)
         return host
 
     def _connect(self) -> None:
         lines = ["link add bridge0 type bridge", "link set bridge0 up"]
-        for name in self._names:
-            lines.append(f"link add {_port(name)} type veth peer name eth0 netns {self._hosts[name].pid}")
+        for name, host in self._hosts.items():
+            lines.append(f"link add {_port(name)} type veth peer name eth0 netns {host.pid}")
             lines.append(f"link set {_port(name)} master bridge0 up")
         self._switch.call("ip", "-batch", "-", stdin="\n".join(lines))
-        for name in self._names:
-            host = self._hosts[name]
+        for host in self._hosts.values():
             address = f"address add {host.address}/24 dev eth0"
             host.call("ip", "-batch", "-", stdin=f"link set lo up\n{address}\nlink set eth0 up")
 
@@ -236,9 +237,11 @@ class HostCluster:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.hosts.__exit__()
-        for daemon in self.daemons.values():
-            daemon.kill()
+        try:
+            self.hosts.__exit__()
+        finally:
+            for daemon in self.daemons.values():
+                daemon.kill()
 
     def start(self, name: str, host: str, *command: str) -> Daemon:
         """Start a daemon, by its module and options, on a host; its log is outside, in `folder`."""
@@ -286,14 +289,16 @@ class HostCluster:
             runtime_dir = ("--runtime-dir", str(PRIVATE_DIR / "run"))
             options = (*work_dir, *runtime_dir, *self._binding(name), "--resources", "cpus:2;mem:2GiB;disk:1GiB")
             self.start(name, name, "slave", *options, "--isolation", "posix")
-        bind = f"tcp://{self.hosts['master'].address}:0"
-        self.start("batch", "master", "frameworks.batch", "--bind", bind, "--work-dir", str(PRIVATE_DIR / "batch"))
+        batch_dir = str(PRIVATE_DIR / "batch")
+        self.start("batch", "master", "frameworks.batch", "--bind", "tcp://0.0.0.0:0", "--work-dir", batch_dir)
         wait_for(self._is_complete, "three slaves and the batch framework")
 
     def _binding(self, name: str) -> tuple[str, ...]:
-        """Return what makes a slave reachable: one binds all its addresses and is told its name."""
+        """Return what makes a slave reachable: by its address, by all of them and its own name, or by a told name."""
         address = self.hosts[name].address
-        if name == self.slave_names[-1]:
+        if name == "slave-1":
+            return ("--bind", "tcp://0.0.0.0:0")
+        if name == "slave-2":
             return ("--bind", "tcp://0.0.0.0:0", "--hostname", address)
         return ("--bind", f"tcp://{address}:0")
 
