@@ -85,6 +85,21 @@ def status(folder: Path) -> Any:
     return json.loads(dcos(folder, "status", "--json").stdout)
 
 
+def daemon_pids(folder: Path) -> dict[str, int]:
+    """Return the pids of a cluster's daemons by name, supervisors as `supervisor-1` and so on."""
+    found = {daemon["name"]: int(daemon["pid"]) for daemon in status(folder)["daemons"]}
+    for entry in sorted(Path("/proc").iterdir()):
+        if not entry.name.isdigit():
+            continue
+        try:
+            words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if "slave.supervisor" in words and any(word.startswith(f"{folder}/") for word in words):
+            found[f"supervisor-{sum(name.startswith('supervisor') for name in found) + 1}"] = int(entry.name)
+    return found
+
+
 @contextmanager
 def cluster(*, slaves: int, options: Sequence[str] = ()) -> Iterator[Path]:
     """Start a cluster of the shipped daemons with default flags in a folder of its own, and take it down."""
