@@ -75,6 +75,8 @@ class Task:
         self.failures = 0
         self.losses = 0
         self.outputs_lost = 0
+        self.fetch_failures = 0
+        self.unfit: dict[SlaveId, None] = {}  # Of a reduce: slaves that did not reach the output of some map.
         self.winner: TaskId | None = None
         self.slave_id: SlaveId | None = None  # Of the winner.
         self.hostname = ""

@@ -19,6 +19,8 @@ from meseta.ids import SlaveId, TaskId
 from meseta.log import INFO, WARNING, Log
 
 RETRY_AFTER_S = 1.0  # Before the same task is tried again on the same slave.
+FETCH_RETRY_LIMIT_S = 16.0  # The longest that a reduce is kept from slaves where it could not fetch.
+_FETCH_RETRY_GROWTH = 4.0
 SETTLE_S = 0.3  # After the first answer to a probe: other slaves' offers may be on their way.
 PATIENCE_S = 5.0  # For a slave that sees the rest of the inputs, or answers its probe at all.
 CLEAN_WAIT_S = 5.0  # For the ends of attempts that were killed.
@@ -107,7 +109,7 @@ class Lifecycle:
             self._check_output_is_seen(job, now)
         elif report.verdict is Verdict.FETCH_FAILED:
             self._lose_outputs(job, [(index, one) for index, one in report.lost_outputs], now)
-            self._avoid(task, attempt.slave_id, now)
+            self._avoid_after_fetch(task, attempt.slave_id, now)
         elif state is AttemptState.FAILED:
             self._failed(job, attempt, report, now)
         elif state is AttemptState.LOST:
@@ -150,9 +152,21 @@ class Lifecycle:
             reason += f"\n{report.stderr_tail[-_STDERR_SHOWN:]}"
         self.abandon(job, JobState.FAILED, reason[:_REASON_LIMIT], now)
 
-    def _avoid(self, task: Task, slave_id: SlaveId, now: float) -> None:
-        task.avoid[slave_id] = now + RETRY_AFTER_S
-        self.gates.append(now + RETRY_AFTER_S)
+    def _avoid(self, task: Task, slave_id: SlaveId, now: float, *, for_s: float = RETRY_AFTER_S) -> None:
+        task.avoid[slave_id] = now + for_s
+        self.gates.append(now + for_s)
+
+    def _avoid_after_fetch(self, task: Task, slave_id: SlaveId, now: float) -> None:
+        """Keep a reduce ever longer from all slaves where it could not fetch.
+
+        At first the slave that was asked is to blame; if that goes on, the network between the two: then
+        only a slave that reaches all others gets it done, and that one must get its turn.
+        """
+        task.fetch_failures += 1
+        task.unfit[slave_id] = None
+        for_s = min(FETCH_RETRY_LIMIT_S, RETRY_AFTER_S * _FETCH_RETRY_GROWTH ** (task.fetch_failures - 1))
+        for unfit in task.unfit:
+            self._avoid(task, unfit, now, for_s=for_s)
 
     # --- Outputs of maps ------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from frameworks.batch.events import (
     SubmitJob,
     Suppress,
 )
-from frameworks.batch.lifecycle import PATIENCE_S, SETTLE_S
+from frameworks.batch.lifecycle import FETCH_RETRY_LIMIT_S, PATIENCE_S, SETTLE_S
 from frameworks.batch.model import (
     ATTEMPT_CHANGES,
     JOB_CHANGES,
@@ -279,6 +279,24 @@ def test_a_failed_fetch_lets_its_maps_run_again_and_counts_for_nobody(cluster: C
     # An old reduce that complains about the output that was replaced changes nothing.
     cluster.status(second, TaskState.FAILED, report)
     assert cluster.view(job_id).maps_done == 2
+
+
+def test_a_reduce_is_kept_ever_longer_from_slaves_that_do_not_reach_the_maps(cluster: Cluster) -> None:
+    job_id = cluster.submit()
+    cluster.to_maps_done(job_id, 1, 2)
+    for number, kept_s in ((1, 1.0), (2, 4.0), (1, 16.0), (2, FETCH_RETRY_LIMIT_S)):
+        cluster.offer(number, executors=(job_id,))
+        (reduce_id,) = cluster.of_kind(TaskKind.REDUCE)
+        cluster.status(reduce_id, TaskState.FAILED, Report(error="no answer", verdict=Verdict.FETCH_FAILED))
+        cluster.wait(kept_s - 0.1)
+        for unfit in (1, 2) if kept_s > 1.0 else (1,):
+            cluster.offer(unfit, executors=(job_id,))
+            assert cluster.of_kind(TaskKind.REDUCE) == []
+        cluster.wait(0.2)
+    cluster.offer(3, executors=(job_id,))
+    (reduce_id,) = cluster.of_kind(TaskKind.REDUCE)
+    cluster.finish(reduce_id)
+    assert cluster.view(job_id).state is JobState.COMMITTING
 
 
 def test_a_lost_slave_loses_its_attempts_and_outputs_at_once(cluster: Cluster) -> None:
