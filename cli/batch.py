@@ -198,9 +198,7 @@ async def _run(where: Where, spec: "JobSpec", *, is_detached: bool, as_json: boo
         else:
             click.echo(submitted.job_id)
         return 0
-    if not as_json:
-        note(f"{submitted.job_id} submitted")
-    view, was_interrupted = await _follow(where, submitted.job_id)
+    view, was_interrupted = await _follow(where, submitted.job_id, is_told=not as_json)
     if as_json:
         print_json({"job": _job_json(view, is_whole=True)})
     else:
@@ -223,7 +221,7 @@ async def _refuse_too_large(master: Master, spec: "JobSpec") -> None:
             )
 
 
-async def _follow(where: Where, job_id: str) -> "tuple[JobView, bool]":
+async def _follow(where: Where, job_id: str, *, is_told: bool) -> "tuple[JobView, bool]":
     """Show progress until the job has ended; the first Ctrl-C kills it."""
     loop = asyncio.get_running_loop()
     interrupted = asyncio.Event()
@@ -236,6 +234,8 @@ async def _follow(where: Where, job_id: str) -> "tuple[JobView, bool]":
         interrupted.set()
 
     loop.add_signal_handler(signal.SIGINT, on_interrupt)
+    if is_told:  # Not before: whoever reads it may press Ctrl-C, which must kill the job from here on.
+        note(f"{job_id} submitted")
     killing = asyncio.create_task(_kill_when(where, job_id, interrupted))
     try:
         with _Bar() as bar:
