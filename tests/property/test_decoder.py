@@ -87,7 +87,11 @@ def test_message_with_any_field_replaced_is_read_or_refused(whole: dict[str, Any
         return
     messages = meets(payload)
     if messages is not None:
-        assert all(math.isfinite(number) for number in floats_in(msgspec.to_builtins(messages)))
+        plain = msgspec.msgpack.decode(encode(messages))
+        for typed in plain:  # What a framework's own service carries is for that service to judge.
+            typed.pop("params", None)
+            typed.pop("result", None)
+        assert all(math.isfinite(number) for number in floats_in(plain))
         assert decode(encode(messages)) == messages
 
 
