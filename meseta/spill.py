@@ -2,8 +2,8 @@
 
 A run is a sequence of chunks; a chunk is an array of two arrays of the same length, keys and
 values. Two arrays cost a third of the time of an array of pairs, and a thousand pairs in one call
-a tenth of a call for each. Within a run keys rise. The `msgpack` library, not msgspec, since these
-are a user's own values, and since a worker process should start quickly.
+a tenth of a call for each. Within a run keys rise, unless it begins with a `false`. The `msgpack` library, not
+msgspec, since these are a user's own values, and since a worker process should start quickly.
 """
 
 import heapq
@@ -23,6 +23,7 @@ Pair: TypeAlias = tuple[Key, Value]
 Chunk: TypeAlias = tuple[Sequence[Key], Sequence[Value]]
 
 CHUNK_PAIRS = 1000  # Packed in one call: more gains nothing measurable, and a merge holds one chunk of each run.
+_UNSORTED = b"\xc2"  # MessagePack's `false`.
 _READ_BYTES = 256 << 10
 _CHUNK_LIMIT_BYTES = 1 << 31  # msgpack's own limit on one buffer is lower (100 MB) than a chunk of long values.
 
@@ -35,6 +36,10 @@ class RunWriter:
         self._packer = msgpack.Packer(unicode_errors="surrogatepass", autoreset=True)
         self.size_bytes = 0
         self.pairs_written = 0
+
+    def mark_unsorted(self) -> None:
+        """Begin a run whose keys are in any order, each once."""
+        self.size_bytes += self._file.write(_UNSORTED)
 
     def write(self, keys: Sequence[Key], values: Sequence[Value]) -> None:
         """Append pairs, in chunks. `keys` and `values` have the same length.
@@ -88,11 +93,17 @@ def read_chunks(file: BinaryIO, *, length_bytes: int | None = None) -> Iterator[
         unpacker.feed(data)
         try:
             for chunk in unpacker:
-                yield _checked(chunk)
+                if chunk is not False:
+                    yield _checked(chunk)
         except (ValueError, msgpack.UnpackException) as error:
             raise DecodeError(f"no run of pairs: {error}") from error
     if left or unpacker.tell() != fed:
         raise DecodeError(f"a run of pairs is cut off after {unpacker.tell()} bytes")
+
+
+def is_sorted_run(file: BinaryIO) -> bool:
+    """True if the run that begins where the file stands is sorted."""
+    return file.read(1) != _UNSORTED
 
 
 def pairs_of(chunks: Iterable[Chunk]) -> Iterator[Pair]:

@@ -9,7 +9,6 @@ import gc
 import json
 import os
 import sys
-import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, islice, starmap
 from pathlib import Path
@@ -21,7 +20,6 @@ from frameworks.batch.counters import FRAMEWORK_GROUP, user_counters
 from frameworks.batch.jobcode import JobCode, load
 from frameworks.batch.output import OutputExists, OutputInvisible
 from frameworks.batch.records import Reader
-from frameworks.batch.streaming import mapped, reduced
 from frameworks.batch.work import (
     OUTPUT_EXISTS,
     OUTPUT_FILE,
@@ -119,6 +117,8 @@ def main(arguments: list[str]) -> int:
     except InvalidInput as error:
         result = Result(error=str(error))
     except BaseException as error:  # The job's own code: anything may come out of it, SystemExit too.
+        import traceback  # noqa: PLC0415 - only here: most workers do not need it.
+
         traceback.print_exc()
         result = Result(error=f"{type(error).__name__}: {error}"[:_ERROR_LIMIT])
     write_result(folder, result)
@@ -145,6 +145,8 @@ def _map(attempt: Attempt, work: MapWork) -> tuple[int, ...]:
             collector.add(chain.from_iterable(map(code.map_function, lines)))
     else:
         collector = Collector(_STREAMING, attempt.folder, partitions=attempt.job.reducers, limit_bytes=work.limit_bytes)
+        from frameworks.batch.streaming import mapped  # noqa: PLC0415 - loads `subprocess` and `threading`.
+
         collector.add(mapped(attempt.job.mapper, watched(reader.blocks())))
     segments = collector.write(attempt.folder / OUTPUT_FILE)
     attempt.count("map input bytes", reader.bytes_read)
@@ -165,6 +167,8 @@ def _reduce(attempt: Attempt, work: ReduceWork) -> None:
     total = sum(end - start for _, start, end in work.sources)
     groups = _counted(attempt, _groups(collector, sources, total, work.limit_bytes), total)
     if is_streaming:
+        from frameworks.batch.streaming import reduced  # noqa: PLC0415 - loads `subprocess` and `threading`.
+
         reduced(attempt.job.reducer, groups, part)
     else:
         attempt.count("reduce output records", _write_text(part, chain.from_iterable(starmap(code.reduce, groups))))
@@ -176,8 +180,11 @@ def _reduce(attempt: Attempt, work: ReduceWork) -> None:
 def _groups(
     collector: Collector, sources: list[Segments], total: int, limit_bytes: int
 ) -> Iterator[tuple[Key, Iterator[Value]]]:
-    """Return the groups of sorted runs: by a dict if all fits into memory, else by a merge."""
-    if total * _IN_MEMORY_RATIO > limit_bytes:
+    """Return the groups of the maps' runs: by a dict if all fits into memory, else by a merge.
+
+    With a binary combiner the dict holds each key once, and seldom has to spill: it is always tried.
+    """
+    if not collector.is_folding and total * _IN_MEMORY_RATIO > limit_bytes:
         return collector.merged_groups(sources)
     for source in sources:
         collector.add_chunks(source.chunks(0))
@@ -239,4 +246,6 @@ def _no_code(key: Key, values: Iterator[Value]) -> Iterable[Pair]:
 _STREAMING = JobCode(reduce=_no_code)
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    status = main(sys.argv[1:])
+    sys.stderr.flush()
+    os._exit(status)  # To free millions of objects one by one would take a tenth of a second.

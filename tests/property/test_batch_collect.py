@@ -60,6 +60,7 @@ def test_map_and_reduce_sides_give_each_key_all_its_values_in_order(
     code = FORMS[form]
     factor, collect.MERGE_FACTOR = collect.MERGE_FACTOR, 2
     batch, collect.BATCH_PAIRS = collect.BATCH_PAIRS, 7
+    look, collect.LOOK_PAIRS = collect.LOOK_PAIRS, 5
     try:
         with TemporaryDirectory() as name:
             folder = Path(name)
@@ -87,7 +88,7 @@ def test_map_and_reduce_sides_give_each_key_all_its_values_in_order(
                     keys.append(key)
                 assert keys == sorted(keys)
     finally:
-        collect.MERGE_FACTOR, collect.BATCH_PAIRS = factor, batch
+        collect.MERGE_FACTOR, collect.BATCH_PAIRS, collect.LOOK_PAIRS = factor, batch, look
     wanted = expected([pair for pairs in maps for pair in pairs])
     if form == "plain":
         assert groups == wanted
