@@ -83,7 +83,7 @@ def read_chunks(file: BinaryIO, *, length_bytes: int | None = None) -> Iterator[
         max_buffer_size=_CHUNK_LIMIT_BYTES,
     )
     left = length_bytes
-    fed = 0
+    fed = whole = 0
     while left is None or left > 0:
         data = file.read(_READ_BYTES if left is None else min(_READ_BYTES, left))
         if not data:
@@ -93,12 +93,13 @@ def read_chunks(file: BinaryIO, *, length_bytes: int | None = None) -> Iterator[
         unpacker.feed(data)
         try:
             for chunk in unpacker:
+                whole = unpacker.tell()  # Asked again at the end, it would count a chunk that has only begun.
                 if chunk is not False:
                     yield _checked(chunk)
         except (ValueError, msgpack.UnpackException) as error:
             raise DecodeError(f"no run of pairs: {error}") from error
-    if left or unpacker.tell() != fed:
-        raise DecodeError(f"a run of pairs is cut off after {unpacker.tell()} bytes")
+    if left or whole != fed:
+        raise DecodeError(f"a run of pairs is cut off after {fed} bytes")
 
 
 def is_sorted_run(file: BinaryIO) -> bool:

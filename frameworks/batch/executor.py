@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from frameworks.batch.fetch import Fetched, fetch
+from frameworks.batch.fetch import Fetched, Fetcher
 from frameworks.batch.model import (
     CleanupOrder,
     CommitOrder,
@@ -215,7 +215,7 @@ class BatchExecutor(Executor):
         keys = None
         if self._package.task_public_key and self._package.task_secret_key:
             keys = KeyPair(public=self._package.task_public_key, secret=self._package.task_secret_key)
-        fetched = await fetch(
+        fetcher = Fetcher(
             order,
             attempt.folder,
             framework_id=self._framework_id,
@@ -225,6 +225,7 @@ class BatchExecutor(Executor):
             path_of=output_path,
             progress=copied,
         )
+        fetched = await fetcher.fetch()
         attempt.copied = 1.0
         return fetched
 

@@ -25,77 +25,96 @@ class Fetched:
         self.remote_bytes = 0
 
 
-async def fetch(
-    order: ReduceOrder,
-    folder: Path,
-    *,
-    framework_id: FrameworkId,
-    own_container_id: ContainerId,
-    own_sandbox: Path,
-    keys: KeyPair | None,
-    path_of: Callable[[TaskId], str],
-    progress: Callable[[float], None],
-) -> Fetched:
-    """Copy every source to `folder`; those of this executor's own sandbox stay where they are."""
-    result = Fetched()
-    parts: dict[int, tuple[str, int, int]] = {}
-    sources_by_sandbox: dict[int, list[Source]] = {}
-    for source in order.sources:
-        sources_by_sandbox.setdefault(source.sandbox_index, []).append(source)
-    turns = asyncio.Semaphore(SANDBOXES_AT_ONCE)
+class Fetcher:
+    """Copies a reducer's sources to `folder`; those of this executor's own sandbox stay where they are."""
 
-    async def fetch_from(sandbox: Sandbox, sources: list[Source]) -> None:
+    def __init__(
+        self,
+        order: ReduceOrder,
+        folder: Path,
+        *,
+        framework_id: FrameworkId,
+        own_container_id: ContainerId,
+        own_sandbox: Path,
+        keys: KeyPair | None,
+        path_of: Callable[[TaskId], str],
+        progress: Callable[[float], None],
+    ) -> None:
+        self._order = order
+        self._folder = folder
+        self._framework_id = framework_id
+        self._own_container_id = own_container_id
+        self._own_sandbox = own_sandbox
+        self._keys = keys
+        self._path_of = path_of
+        self._progress = progress
+        self._result = Fetched()
+        self._parts: dict[int, tuple[str, int, int]] = {}
+
+    async def fetch(self) -> Fetched:
+        """Copy everything that can be had."""
+        sources_by_sandbox: dict[int, list[Source]] = {}
+        for source in self._order.sources:
+            sources_by_sandbox.setdefault(source.sandbox_index, []).append(source)
+        turns = asyncio.Semaphore(SANDBOXES_AT_ONCE)
+        fetches = []
+        for index, sources in sources_by_sandbox.items():
+            sandbox = self._order.sandboxes[index]
+            if sandbox.container_id == self._own_container_id:
+                self._take_own(sources)
+            else:
+                fetches.append(self._fetch_from(sandbox, sources, turns))
+        await asyncio.gather(*fetches)
+        order = [source.map_index for source in self._order.sources]
+        self._result.parts = [self._parts[index] for index in order if index in self._parts]
+        return self._result
+
+    def _take_own(self, sources: list[Source]) -> None:
+        for source in sources:
+            path = self._own_sandbox / self._path_of(source.attempt_id)
+            if path.is_file():
+                self._parts[source.map_index] = (str(path), source.start, source.end)
+            else:
+                self._lose([source], f"{path} is gone")
+
+    async def _fetch_from(self, sandbox: Sandbox, sources: list[Source], turns: asyncio.Semaphore) -> None:
+        address = sandbox.address
         async with turns:
             try:
                 async with SlaveFiles(
-                    sandbox.address.endpoint,
-                    keys=keys,
-                    server_public_key=sandbox.address.public_key,
+                    address.endpoint,
+                    keys=self._keys,
+                    server_public_key=address.public_key,
                     timeout_s=FETCH_TIMEOUT_S,
                 ) as files:
                     for source in sources:
-                        await fetch_one(files, sandbox, source)
+                        await self._fetch_one(files, sandbox, source)
             except (MesetaError, TimeoutError) as error:
                 # Nobody there: what this sandbox holds is lost, also what was copied before. Others need it too.
-                lose(sources, f"{sandbox.address.endpoint}: {error}")
+                self._lose(sources, f"{address.endpoint}: {error}")
 
-    async def fetch_one(files: SlaveFiles, sandbox: Sandbox, source: Source) -> None:
-        target = folder / f"fetched-{source.map_index:05d}"
+    async def _fetch_one(self, files: SlaveFiles, sandbox: Sandbox, source: Source) -> None:
+        target = self._folder / f"fetched-{source.map_index:05d}"
+        path = self._path_of(source.attempt_id)
         length = source.end - source.start
         size = 0
         try:
             with target.open("wb") as file:
                 async for data in files.stream(
-                    framework_id, sandbox.container_id, path_of(source.attempt_id), offset=source.start, length=length
+                    self._framework_id, sandbox.container_id, path, offset=source.start, length=length
                 ):
                     file.write(data)
                     size += len(data)
         except RequestRefused as error:
-            lose([source], str(error))
+            self._lose([source], str(error))
             return
         if size != length:
-            lose([source], f"{size} of {length} bytes of map {source.map_index}")
+            self._lose([source], f"{size} of {length} bytes of map {source.map_index}")
             return
-        result.remote_bytes += size
-        parts[source.map_index] = (str(target), 0, length)
-        progress(len(parts) / len(order.sources))
+        self._result.remote_bytes += size
+        self._parts[source.map_index] = (str(target), 0, length)
+        self._progress(len(self._parts) / len(self._order.sources))
 
-    def lose(sources: list[Source], error: str) -> None:
-        result.error = f"map outputs cannot be fetched: {error}"
-        result.lost += [(source.map_index, source.attempt_id) for source in sources]
-
-    fetches = []
-    for index, sources in sources_by_sandbox.items():
-        sandbox = order.sandboxes[index]
-        if sandbox.container_id == own_container_id:
-            for source in sources:
-                path = own_sandbox / path_of(source.attempt_id)
-                if path.is_file():
-                    parts[source.map_index] = (str(path), source.start, source.end)
-                else:
-                    lose([source], f"{path} is gone")
-        else:
-            fetches.append(fetch_from(sandbox, sources))
-    await asyncio.gather(*fetches)
-    result.parts = [parts[source.map_index] for source in order.sources if source.map_index in parts]
-    return result
+    def _lose(self, sources: list[Source], error: str) -> None:
+        self._result.error = f"map outputs cannot be fetched: {error}"
+        self._result.lost += [(source.map_index, source.attempt_id) for source in sources]

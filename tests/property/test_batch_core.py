@@ -60,6 +60,7 @@ class Jobs(RuleBasedStateMachine):
                 if isinstance(item.order, ReduceOrder):
                     for source in item.order.sources:
                         assert source.attempt_id in self.finished, "a reduce reads finished maps only"
+                        assert source.attempt_id not in self.lost_outputs, "and none whose output is lost"
                     count = len({source.map_index for source in item.order.sources})
                     assert count == self.cluster.view(item.job_id).maps_total, "and all of them"
                 if isinstance(item.order, CommitOrder):
@@ -109,6 +110,17 @@ class Jobs(RuleBasedStateMachine):
         self.finished[task_id] = self.cluster.running[task_id][0]
         self.watch(self.cluster.finish(task_id))
 
+    @rule(rounds=st.integers(1, 4))
+    def advance(self, rounds: int) -> None:
+        """A while without faults: jobs come as far as they can."""
+        for _ in range(rounds):
+            for number in SLAVES:
+                self.offer(number, 1.0)
+            for task_id in sorted(set(self.cluster.running) - self.killed):
+                if task_id not in self.killed:
+                    self.finish_one(task_id)
+            self.watch(self.cluster.wait(1.0))
+
     @precondition(lambda self: self.cluster.running)
     @rule(data=st.data())
     def run(self, data: Any) -> None:
@@ -137,6 +149,7 @@ class Jobs(RuleBasedStateMachine):
         order = self.cluster.running[task_id][1].order
         assert isinstance(order, ReduceOrder)
         lost = tuple((source.map_index, source.attempt_id) for source in order.sources[:1])
+        self.lost_outputs.update(attempt_id for _, attempt_id in lost)
         report = Report(error="no answer", verdict=Verdict.FETCH_FAILED, lost_outputs=lost)
         self.watch(self.cluster.status(task_id, TaskState.FAILED, report))
 
@@ -148,6 +161,7 @@ class Jobs(RuleBasedStateMachine):
             task_id: one for task_id, one in self.cluster.running.items() if one[0] != slave(number)
         }
         self.executors = {one for one in self.executors if one[0] != slave(number)}
+        self.lost_outputs.update(task_id for task_id, slave_id in self.finished.items() if slave_id == slave(number))
         self.watch(self.cluster.step(SlaveWasLost(slave_id=slave(number))))
 
     @rule(number=st.sampled_from(SLAVES), index=st.integers(0, 1))
@@ -218,4 +232,4 @@ class Jobs(RuleBasedStateMachine):
 
 
 TestJobs = Jobs.TestCase
-TestJobs.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+TestJobs.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
