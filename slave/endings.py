@@ -42,6 +42,7 @@ _SIGNALS = [
     "SIGPWR",
     "SIGSYS",
 ]
+_GREATEST_SIGNAL = 64  # Above the real-time signals there is none: 255 is an exit status.
 
 
 class Ending(msgspec.Struct, frozen=True, gc=False, kw_only=True):
@@ -59,7 +60,7 @@ def describe_exit(exit_status: int) -> str:
     signal_number = exit_status - 128
     if 1 <= signal_number <= len(_SIGNALS):
         return f"killed by {_SIGNALS[signal_number - 1]}"
-    if signal_number > len(_SIGNALS):
+    if len(_SIGNALS) < signal_number <= _GREATEST_SIGNAL:
         return f"killed by signal {signal_number}"
     return f"exited with status {exit_status}"
 

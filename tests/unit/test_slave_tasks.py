@@ -107,7 +107,9 @@ def test_running_is_written_with_the_process_and_then_sent() -> None:
         (3, TaskState.FAILED, "exited with status 3"),
         (137, TaskState.FAILED, "killed by SIGKILL"),
         (139, TaskState.FAILED, "killed by SIGSEGV"),
-        (255, TaskState.FAILED, "killed by signal 127"),
+        (192, TaskState.FAILED, "killed by signal 64"),
+        (193, TaskState.FAILED, "exited with status 193"),
+        (255, TaskState.FAILED, "exited with status 255"),
     ],
 )
 def test_exit_status_decides_the_end(exit_status: int, state: TaskState, message: str) -> None:
