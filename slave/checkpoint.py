@@ -58,7 +58,7 @@ class Checkpoint:
             if not data.startswith(_MAGIC[: len(data)]):
                 raise StoreError(f"{self._path} is no checkpoint of a slave; move it away or name another --work-dir")
             if len(data) < len(_MAGIC):
-                _write_new(self._path, _MAGIC)
+                os.close(_write_new(self._path, _MAGIC))
                 data = _MAGIC
             records, end = _read_records(self._path, data)
             self.torn_bytes = len(data) - end
@@ -80,6 +80,8 @@ class Checkpoint:
         data = b"".join([self._frame(record) for record in records])
         try:
             written = os.write(self._fd, data)
+            if written != len(data):  # What came after a torn record could never be read.
+                os.ftruncate(self._fd, self._size)
         except OSError as error:
             raise StoreError(f"checkpoint {self._path} cannot be written: {error.strerror}") from error
         if written != len(data):
@@ -95,15 +97,16 @@ class Checkpoint:
         """Replace the log by a snapshot; a crash leaves the one or the other.
 
         Raises:
-            StoreError: it could not be written; the old log stays.
+            StoreError: it could not be written; the old log stays in use, and becomes large again later.
         """
         data = b"".join([_MAGIC, *(self._frame(record) for record in records)])
         try:
-            _write_new(self._path, data)
-            os.close(self._fd)
-            self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+            fd = _write_new(self._path, data)
         except OSError as error:
+            self._compact_at = self._size + COMPACT_BYTES
             raise StoreError(f"checkpoint {self._path} cannot be rewritten: {error.strerror}") from error
+        os.close(self._fd)
+        self._fd = fd
         self._size = len(data)
         self._compact_at = max(COMPACT_BYTES, COMPACT_FACTOR * len(data))
 
@@ -114,7 +117,8 @@ class Checkpoint:
             StoreError: it could not be written.
         """
         try:
-            _write_new(self._work_dir / _ID_NAME, json.dumps({"slave_id": slave_id}).encode(), is_synced=True)
+            text = json.dumps({"slave_id": slave_id})
+            os.close(_write_new(self._work_dir / _ID_NAME, text.encode(), is_synced=True))
         except OSError as error:
             raise StoreError(f"the slave's id cannot be written to {self._work_dir}: {error.strerror}") from error
 
@@ -174,22 +178,29 @@ def _damage(path: Path, at: int, what: str) -> str:
     )
 
 
-def _write_new(path: Path, data: bytes, *, is_synced: bool = False) -> None:
-    """Replace a file in one step."""
+def _write_new(path: Path, data: bytes, *, is_synced: bool = False) -> int:
+    """Replace a file in one step; return a descriptor that appends to the new one. Raises OSError: the old one is there."""
     beside = path.with_name(path.name + ".new")
-    fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
         view = memoryview(data)
         while view:
             view = view[os.write(fd, view) :]
         if is_synced:
             os.fsync(fd)
-    finally:
+        beside.rename(path)
+        if is_synced:
+            _sync_folder(path.parent)
+    except BaseException:
         os.close(fd)
-    beside.rename(path)
-    if is_synced:
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        beside.unlink(missing_ok=True)  # On a full disk what it took is wanted.
+        raise
+    return fd
+
+
+def _sync_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -49,7 +49,7 @@ from slave.events import (
     SupervisorSaid,
     SupervisorStartFailed,
 )
-from slave.executors import Executors
+from slave.executors import REMOVAL_GRACE_LIMIT_S, Executors
 from slave.launch import start_of_task, task_fault, user_fault, user_of
 from slave.records import BootRecord, CheckpointRecord
 from slave.recovery import Recovery, snapshot
@@ -444,7 +444,7 @@ class SlaveCore:
         outcomes: list[Outcome] = []
         for task in list(framework.tasks.values()):
             if task.executor_id is None:
-                grace_s = task.info.kill_policy.grace_period_s
+                grace_s = min(task.info.kill_policy.grace_period_s, REMOVAL_GRACE_LIMIT_S)
                 outcomes += self._kill_task(task, grace_s, Reason.FRAMEWORK_REMOVED)
         for executor in list(framework.executors.values()):
             text = "its framework was removed"

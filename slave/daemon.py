@@ -154,6 +154,8 @@ class SlaveDaemon:
 
     def feed(self, event: SlaveEvent) -> None:
         """Give the core an event; a core that breaks is our bug and ends the daemon."""
+        if self._ended.done():
+            return  # What the core knows may not be written: nothing of it may be told.
         try:
             self._runner.handle(event)
         except Exception as error:
@@ -285,8 +287,14 @@ class SlaveDaemon:
 
     def _compact(self) -> None:
         self._is_compacting = False
-        self._checkpoint.rewrite(self._core.snapshot())
-        log_event(log, DEBUG, "checkpoint rewritten")
+        if self._ended.done():
+            return  # The core may be ahead of what could be written.
+        try:
+            self._checkpoint.rewrite(self._core.snapshot())
+        except StoreError as error:
+            log_event(log, ERROR, "checkpoint not rewritten", error=str(error))
+        else:
+            log_event(log, DEBUG, "checkpoint rewritten")
 
     def _send_master(self, effect: SendMaster) -> None:
         if self._master is not None:

@@ -43,6 +43,9 @@ from slave.state import (
 from slave.tasks import Tasks
 from slave.timers import Timers
 
+# What is left of a framework that is over may ask for no more: nobody else could end it, and others wait.
+REMOVAL_GRACE_LIMIT_S = 60.0
+
 _FROM_EXECUTORS = frozenset(
     {
         TaskState.STARTING,
@@ -196,12 +199,16 @@ class Executors:
 
     def shut_down(self, executor: SlaveExecutor, reason: Reason, message: str) -> list[Outcome]:
         """Ask an executor to end, and kill it after its grace period."""
+        grace_s = executor.info.shutdown_grace_period_s
+        if reason is Reason.FRAMEWORK_REMOVED:
+            grace_s = min(grace_s, REMOVAL_GRACE_LIMIT_S)
         if executor.state is ExecutorState.TERMINATING:
-            return []
+            if reason is not Reason.FRAMEWORK_REMOVED:
+                return []
+            return self._containers.kill(executor.container_id, grace_s)  # Its framework may have given it years.
         executor.change(ExecutorState.TERMINATING)
         executor.end_reason = reason
         executor.end_message = message
-        grace_s = executor.info.shutdown_grace_period_s
         if executor.session is None:
             self._timers.cancel(executor.key)
             return self._containers.kill(executor.container_id, grace_s)

@@ -81,8 +81,8 @@ class Sandboxes:
         if owner is None:
             try:
                 entry = pwd.getpwnam(user)
-            except KeyError as error:
-                raise IsolationError(f"this machine has no user {user}; name one that it has") from error
+            except (KeyError, ValueError) as error:  # ValueError: a NUL in it.
+                raise IsolationError(f"this machine has no user {user!r}; name one that it has") from error
             if len(self._ids_by_user) >= _USERS_LIMIT:
                 self._ids_by_user.clear()
             owner = self._ids_by_user[user] = (entry.pw_uid, entry.pw_gid)
@@ -95,8 +95,10 @@ def _make_file(path: str, owner: tuple[int, int]) -> None:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     except FileExistsError:
         return
-    os.fchown(fd, *owner)
-    os.close(fd)
+    try:
+        os.fchown(fd, *owner)
+    finally:
+        os.close(fd)
 
 
 def _walk(slaves: Path) -> Iterator[tuple[float, Key, str]]:

@@ -1,5 +1,6 @@
 """The slave's checkpoint: what was written is read again; damage is told apart from a torn tail."""
 
+import errno
 import os
 import struct
 import zlib
@@ -165,5 +166,27 @@ def test_disk_that_takes_only_a_part_is_told(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(StoreError, match="took 3 of"):
         checkpoint.append(RECORDS)
     monkeypatch.undo()
+    checkpoint.append(RECORDS[:1])  # Nothing torn stands before it.
     checkpoint.close()
-    assert read(tmp_path) == ((), 3)
+    assert read(tmp_path) == (RECORDS[:1], 0)
+
+
+def test_log_that_cannot_be_rewritten_goes_on_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint_module, "COMPACT_BYTES", 40)
+    checkpoint = Checkpoint(tmp_path)
+    checkpoint.open()
+    checkpoint.append(RECORDS)
+    assert checkpoint.is_large
+
+    def full(fd: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(StoreError, match="cannot be rewritten: No space left"):
+        checkpoint.rewrite(RECORDS[:1])
+    monkeypatch.undo()
+    assert not checkpoint.is_large  # Or each record would bring the next attempt.
+    checkpoint.append([EpochRecord(epoch=5)])
+    checkpoint.close()
+    assert read(tmp_path) == ((*RECORDS, EpochRecord(epoch=5)), 0)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.log"]

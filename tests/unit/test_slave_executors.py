@@ -21,6 +21,7 @@ from meseta.messages import (
 )
 from meseta.model import Reason, Source, TaskInfo, TaskState, TaskStatus
 from slave.events import ExecutorConnected, ExecutorDisconnected, ExecutorSaid, SupervisorLost
+from slave.executors import REMOVAL_GRACE_LIMIT_S
 from slave.records import ExecutorRecord, TaskRecord
 from slave.state import EXECUTOR_CHANGES, ExecutorState, SlaveExecutor
 from slave.supervisor_messages import Limits
@@ -396,3 +397,16 @@ def test_executor_states_follow_the_table(current: ExecutorState, wanted: Execut
     else:
         with pytest.raises(InvalidTransition):
             executor.change(wanted)
+
+
+@pytest.mark.parametrize("is_ending", [False, True])
+def test_executor_of_a_removed_framework_gets_no_endless_grace(*, is_ending: bool) -> None:
+    world = ready_world()
+    patient = msgspec.structs.replace(executor_info(), shutdown_grace_period_s=1e10)
+    world.master(run_task(msgspec.structs.replace(executor_task(), executor=patient)))
+    connect(world)
+    if is_ending:
+        world.master(ShutdownExecutor(executor_id=EXECUTOR, framework_id=FRAMEWORK))
+    world.master(ShutdownFramework(framework_id=FRAMEWORK))
+    world.advance(REMOVAL_GRACE_LIMIT_S + 1)
+    assert world.supervisor.running == {}

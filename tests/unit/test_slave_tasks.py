@@ -17,6 +17,7 @@ from slave.events import (
     SupervisorLost,
     SupervisorSaid,
 )
+from slave.executors import REMOVAL_GRACE_LIMIT_S
 from slave.launch import limits_of, sandbox_folder, user_fault
 from slave.records import AcknowledgedRecord, FrameworkRecord, StartedRecord, TaskRecord, UpdateRecord
 from slave.state import TASK_CHANGES, SlaveTask
@@ -414,3 +415,15 @@ def test_task_state_changes_follow_the_table(current: TaskState, wanted: TaskSta
     else:
         with pytest.raises(InvalidTransition):
             task.change(wanted)
+
+
+def test_task_of_a_removed_framework_gets_no_endless_grace() -> None:
+    world = slow_world()
+    task = msgspec.structs.replace(command_task(), kill_policy=KillPolicy(grace_period_s=1e10))
+    world.master(run_task(task))
+    world.settle()
+    world.master(kill())
+    effects = world.master(ShutdownFramework(framework_id=FRAMEWORK))
+    (ordered,) = [effect.message for effect in effects if isinstance(effect, SendSupervisor)]
+    assert isinstance(ordered, KillContainer)
+    assert ordered.grace_period_s == REMOVAL_GRACE_LIMIT_S
