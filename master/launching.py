@@ -10,6 +10,8 @@ from meseta.messages import RunTask
 from meseta.model import ID_LIMIT, IDENTIFIER_PATTERN, CommandInfo, ExecutorInfo, Reason, TaskInfo, TaskState
 from meseta.resources import Resources
 
+USERS_LIMIT = 1000  # Answers of the authorizer that are kept for one framework.
+
 _IS_IDENTIFIER = re.compile(IDENTIFIER_PATTERN).match
 
 
@@ -82,6 +84,8 @@ class Launching:
             return framework.refusals_by_user[user]
         except KeyError:
             refusal = self._cluster.authorize(framework.principal, Action.RUN_TASK, user)
+            if len(framework.refusals_by_user) >= USERS_LIMIT:
+                framework.refusals_by_user.clear()
             framework.refusals_by_user[user] = refusal
             return refusal
 
@@ -117,6 +121,10 @@ def _fault(task: TaskInfo, framework: FrameworkEntry, slave: SlaveEntry) -> str 
     executor = task.executor
     if not _IS_IDENTIFIER(executor.executor_id) or len(executor.executor_id) > ID_LIMIT:
         return _bad_identifier("executor.executor_id", executor.executor_id)
+    try:
+        _ = task.resources + executor.resources
+    except ValueError as error:
+        return f"executor.resources: {error}; the task and its executor cannot both have them"
     running = slave.executors.get((framework.framework_id, executor.executor_id))
     if running is not None and running.info != executor:
         text = f"executor: {executor.executor_id} runs on {slave.slave_id} with another ExecutorInfo"

@@ -16,11 +16,14 @@ from master.state import (
     TaskEntry,
     TaskKey,
 )
-from meseta.ids import FrameworkId, Principal
+from meseta.ids import FrameworkId, Principal, SlaveId
 from meseta.log import INFO
 from meseta.messages import ReregisterSlave, ShutdownFramework, UpdateFramework
 from meseta.model import Capability, FrameworkInfo, Reason, RunningExecutor, Task, TaskState
 from meseta.resources import sum_resources
+
+# What a master says of tasks that it does not hear of.
+_NOT_A_SLAVES = frozenset({TaskState.UNREACHABLE, TaskState.UNKNOWN})
 
 
 class Reports:
@@ -37,6 +40,13 @@ class Reports:
         ]:
             if framework_id not in named:
                 return f"frameworks: {framework_id} has a task or an executor here, but no FrameworkInfo; add it"
+        slave = self._cluster.slaves.get(message.slave_info.id or SlaveId(""))
+        for task in message.tasks:
+            if task.state in _NOT_A_SLAVES:
+                return f"tasks: {task.task_id} is {task.state}, which a slave cannot say of a task of its own"
+            known = None if slave is None else slave.tasks.get(_key(task))
+            if known is not None and not task.state.is_terminal and known.resources != task.resources:
+                return f"tasks: {task.task_id} holds {task.resources}; it was launched with {known.resources}"
         if len({_key(task) for task in message.tasks}) != len(message.tasks):
             return "tasks: a task is listed twice; list each once"
         if len({_executor_key(executor) for executor in message.executors}) != len(message.executors):
@@ -73,13 +83,14 @@ class Reports:
         for key, task in list(slave.tasks.items()):
             if key not in reported:
                 self._missing(task)
-        self._merge_executors(slave, executors)
-        for key, report in reported.items():
-            known = slave.tasks.get(key)
-            if known is not None:
-                self._update(known, report)
-            else:
-                self._add(slave, report, was_unreachable=was_unreachable)
+        # What has ended gives back first what another may hold by now.
+        self._remove_executors(slave, executors)
+        added = [report for key, report in reported.items() if key not in slave.tasks]
+        for key, task in list(slave.tasks.items()):
+            self._update(task, reported[key])
+        self._add_executors(slave, executors)
+        for report in added:
+            self._add(slave, report, was_unreachable=was_unreachable)
         over = {key[0]: None for key in [*reported, *executors] if self._cluster.frameworks[key[0]].is_over}
         assert slave.session is not None, "a slave that registered has a session"
         for framework_id in over:
@@ -134,12 +145,14 @@ class Reports:
             cluster.timers.set(("failover", info.id), cluster.now + info.failover_timeout_s)
         cluster.log(INFO, "framework recovered", framework_id=info.id, slave_id=slave.slave_id, state=state.value)
 
-    def _merge_executors(self, slave: SlaveEntry, reported: dict[ExecutorKey, RunningExecutor]) -> None:
-        cluster = self._cluster
+    def _remove_executors(self, slave: SlaveEntry, reported: dict[ExecutorKey, RunningExecutor]) -> None:
         for key, executor in list(slave.executors.items()):
             report = reported.get(key)
             if report is None or report.executor.resources != executor.info.resources or report.role != executor.role:
-                cluster.remove_executor(executor)
+                self._cluster.remove_executor(executor)
+
+    def _add_executors(self, slave: SlaveEntry, reported: dict[ExecutorKey, RunningExecutor]) -> None:
+        cluster = self._cluster
         for key, report in reported.items():
             if key not in slave.executors:
                 resources = report.executor.resources

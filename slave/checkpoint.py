@@ -179,7 +179,7 @@ def _damage(path: Path, at: int, what: str) -> str:
 
 
 def _write_new(path: Path, data: bytes, *, is_synced: bool = False) -> int:
-    """Replace a file in one step; return a descriptor that appends to the new one. Raises OSError: the old one is there."""
+    """Replace a file in one step; return a descriptor that appends to it. Raises OSError; the old one stays."""
     beside = path.with_name(path.name + ".new")
     fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:

@@ -509,5 +509,5 @@ class Executors:
         self._context.log(WARNING, "executor refused", error=text)
         self._context.emit(SendExecutor(session=session, message=Error(code=code, message=text)))
         if code == "unauthorized":
-            self._by_session.pop(session, None)
+            self.disconnected(session)
             self._context.emit(CloseExecutor(session=session, reason=text))

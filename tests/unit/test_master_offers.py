@@ -131,6 +131,14 @@ def _command(**fields: object) -> dict[str, object]:
             {"command": None, "executor": ExecutorInfo(executor_id=ExecutorId("e"), command=CommandInfo())},
             "executor.command",
         ),
+        (
+            {
+                "command": None,
+                "resources": parse_resources("ports:[31000-31001]"),
+                "executor": executor_info("e", parse_resources("ports:[31001-31002]")),
+            },
+            "executor.resources: ports: parts of [31001-31002]",
+        ),
     ],
 )
 def test_unsound_task_is_an_error_that_names_field_and_remedy(fields: dict[str, object], words: str) -> None:

@@ -16,6 +16,7 @@ from meseta.messages import (
     RegisterSlave,
     ReregisterSlave,
     RescindOffer,
+    ResourceOffers,
     RunTask,
     ShutdownFramework,
     SlaveLost,
@@ -308,6 +309,8 @@ def test_report_that_contradicts_itself_is_refused_in_words() -> None:
         (twice, infos, "hold the same resources"),
         ((twice[0], twice[0]), infos, "listed twice"),
         (twice[:1], (), "no FrameworkInfo"),
+        ((slave_task("a", framework_id, slave_id, TaskState.UNREACHABLE),), infos, "which a slave cannot say"),
+        ((slave_task("a", framework_id, slave_id, TaskState.UNKNOWN),), infos, "which a slave cannot say"),
     ):
         session = harness.open("slave")
         info = slave_info(slave_id=slave_id)
@@ -316,6 +319,33 @@ def test_report_that_contradicts_itself_is_refused_in_words() -> None:
         assert error.code == "invalid"
         assert words in error.message
     assert slave not in harness.closed
+
+
+def test_running_task_that_holds_something_else_than_it_was_launched_with_is_refused() -> None:
+    harness = Harness()
+    framework_id, slave, slave_id = _running(harness, is_partition_aware=True)[1:]
+    other = slave_task("t", framework_id, slave_id, TaskState.RUNNING, resources=LARGE)
+    session = harness.back(slave_id, tasks=(other,), frameworks=(framework_info(framework_id),))
+    (error,) = harness.take(session, Error)
+    assert "it was launched with" in error.message
+    assert slave not in harness.closed
+
+
+@pytest.mark.parametrize("is_first", [False, True])
+def test_port_of_a_task_that_has_ended_may_be_reported_with_another(*, is_first: bool) -> None:
+    harness = Harness()
+    slave, slave_id = harness.slave()
+    framework, framework_id = harness.framework()
+    (offer,) = harness.offers(framework)
+    port = parse_resources("ports:[31000]")
+    harness.launch(framework, offer, task_info("t", slave_id, port))
+    assert harness.take(slave, RunTask)
+    ended = slave_task("t", framework_id, slave_id, TaskState.FINISHED, resources=port)
+    newer = slave_task("n", framework_id, slave_id, TaskState.RUNNING, resources=port)
+    tasks = (newer, ended) if is_first else (ended, newer)
+    harness.back(slave_id, tasks=tasks, frameworks=(framework_info(framework_id),))
+    harness.advance(6.0)  # The filter on what the launch left over ends.
+    assert [offer.resources for offer in harness.take(framework, ResourceOffers)[-1].offers] == [LARGE - port]
 
 
 def test_executors_are_accounted_for_as_their_slave_reports_them() -> None:

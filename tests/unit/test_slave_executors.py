@@ -410,3 +410,14 @@ def test_executor_of_a_removed_framework_gets_no_endless_grace(*, is_ending: boo
     world.master(ShutdownFramework(framework_id=FRAMEWORK))
     world.advance(REMOVAL_GRACE_LIMIT_S + 1)
     assert world.supervisor.running == {}
+
+
+def test_executor_that_names_another_after_it_registered_loses_its_session() -> None:
+    world = running_world()
+    other = RegisterExecutor(executor_id=ExecutorId("e-2"), framework_id=FRAMEWORK)
+    world.handle(ExecutorSaid(session=SESSION, message=other))
+    told(world)
+    world.master(run_task(executor_task("t-2")))
+    assert told(world) == []  # It waits for the executor's next session.
+    connect(world, SessionId(b"two"), tasks=(executor_task("t-1"),))
+    assert LaunchTask(task=executor_task("t-2")) in told(world)
