@@ -7,6 +7,7 @@ directory for the moment of the start.
 import errno
 import os
 import pwd
+import select
 import signal
 import stat
 from typing import Final, NamedTuple, NoReturn
@@ -15,6 +16,9 @@ from meseta.errors import IsolationError
 
 STDOUT: Final = "stdout"
 STDERR: Final = "stderr"
+
+# From fork to exec, 1 ms. The caller does nothing else meanwhile, so one user's broken mount must not hold it up for ever.
+START_LIMIT_S: Final = 5.0
 
 _OUTPUT_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_APPEND
 _OUTPUT_MODE: Final = 0o644
@@ -128,15 +132,23 @@ def _fork_as(login: Login, command: Command) -> int:
     could kill us, and every task of the slave with us. The fork costs 0.6 ms more.
     """
     report, complaint = os.pipe2(os.O_CLOEXEC)
-    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
-        pid = os.fork()
-        if pid == 0:
-            _become(login, command, complaint)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        os.close(complaint)
-    try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            pid = os.fork()
+            if pid == 0:
+                _become(login, command, complaint)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
+            os.close(complaint)
+        waiter = select.poll()
+        waiter.register(report, select.POLLIN)
+        if not waiter.poll(START_LIMIT_S * 1000):
+            os.kill(pid, signal.SIGKILL)  # Reaped when it dies, as any child that is nobody's first process.
+            raise IsolationError(
+                f"program {command.arguments[0]!r} did not start within {START_LIMIT_S:g} s: "
+                f"does a file system hang that it is on?"
+            )
         failure = os.read(report, _FAILURE_LIMIT_BYTES)  # Empty when exec closed the other end.
     finally:
         os.close(report)
@@ -171,12 +183,14 @@ def _become(login: Login, command: Command, complaint: int) -> NoReturn:
 def _open_as_user(login: Login, command: Command) -> None:
     try:
         os.chdir(command.folder)
-        for target, name, flags in (
-            (0, "/dev/null", os.O_RDONLY),
-            (1, STDOUT, _OUTPUT_FLAGS),
-            (2, STDERR, _OUTPUT_FLAGS),
-        ):
-            os.dup2(os.open(name, flags, _OUTPUT_MODE), target, inheritable=True)
+        os.dup2(os.open("/dev/null", os.O_RDONLY), 0, inheritable=True)
+        for target, name in ((1, STDOUT), (2, STDERR)):
+            # Another task of the user may have put anything there; a pipe would make us wait for its reader.
+            fd = os.open(name, _OUTPUT_FLAGS | os.O_NONBLOCK, _OUTPUT_MODE)
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise OSError(errno.EINVAL, "not a regular file", name)
+            os.set_blocking(fd, True)
+            os.dup2(fd, target, inheritable=True)
     except OSError as error:
         raise IsolationError(
             f"user {login.name!r} cannot use sandbox {command.folder}: {error.strerror}"

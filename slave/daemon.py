@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import fcntl
 import gc
-import getpass
 import logging
 import os
 import secrets
@@ -34,7 +33,7 @@ from meseta.runner import CoreRunner, Recorder
 from meseta.transport import Client, KeyPair, Server
 from slave.checkpoint import Checkpoint
 from slave.core import SlaveCore
-from slave.discovery import boot_id, discover, hostname
+from slave.discovery import boot_id, discover, hostname, own_user
 from slave.events import (
     Begin,
     CloseExecutor,
@@ -222,7 +221,7 @@ class SlaveDaemon:
             boot_id=boot_id(),
             attributes=dict(settings.attributes),
             version=__version__,
-            user=getpass.getuser(),
+            user=own_user(),
             can_switch_user=can_switch_user,
             python=sys.executable,
         )

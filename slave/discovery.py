@@ -1,5 +1,7 @@
 """What this machine has: cpus, memory, disk, ports, and its names. As Mesos measures it."""
 
+import os
+import pwd
 import socket
 from pathlib import Path
 from typing import Final
@@ -74,6 +76,15 @@ def boot_id() -> str:
         return _BOOT_ID.read_text().strip()
     except OSError:
         return ""
+
+
+def own_user() -> str:
+    """Return the name of the user that this process is, whatever the environment says: tasks of that user run as we do."""
+    uid = os.geteuid()
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:  # A container's user without a name.
+        return str(uid)
 
 
 def hostname() -> str:

@@ -1,7 +1,8 @@
 """The batch daemon's command line: flags, `MESETA_*` variables and a TOML file become `BatchSettings`."""
 
 import asyncio
-import getpass
+import os
+import pwd
 import sys
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def command(
         keys=keys,
         principals={} if keys is None else PrincipalsFile(principals or folder / "keys" / "principals.json"),
         work_dir=(work_dir or folder / "batch").absolute(),
-        user=getpass.getuser(),
+        user=pwd.getpwuid(os.geteuid()).pw_name,  # Not what the environment says: root after `su` is root.
         bind=bind,
         record=record,
     )

@@ -7,14 +7,16 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from isolation import spawn as spawn_module
 from isolation.cgroup_files import own_hierarchies
 from isolation.cgroups import available, open_cgroups
-from isolation.spawn import find_login
+from isolation.spawn import Command, find_login
 from isolation.trees import MEM_FLOOR_BYTES, Bounds
 from meseta.errors import IsolationError, SessionLost
 from meseta.ids import ContainerId
@@ -369,3 +371,38 @@ def test_group_that_is_made_twice_is_an_error() -> None:
 def python(program: str) -> tuple[str, ...]:
     """Return the start of a command line that runs `program` in a small interpreter."""
     return (sys.executable, "-I", "-S", "-c", program)
+
+
+@pytest.mark.parametrize("isolation", ["posix", "cgroups"])
+def test_pipe_in_the_place_of_output_holds_up_nobody(open_folder: Path, isolation: str) -> None:
+    entry = pwd.getpwnam(USER)
+
+    async def scenario() -> None:
+        async with supervisor(open_folder, isolation) as peer:
+            for name in ("c", "d"):
+                (open_folder / name).mkdir()
+                os.chown(open_folder / name, entry.pw_uid, entry.pw_gid)
+            os.mkfifo(open_folder / "c" / "stdout")
+            os.chown(open_folder / "c" / "stdout", entry.pw_uid, entry.pw_gid)
+            peer.start("c", "true", user=USER)
+            assert "No such device or address (stdout)" in await peer.failed("c")
+            peer.reports.clear()
+            reader = os.open(open_folder / "c" / "stdout", os.O_RDONLY | os.O_NONBLOCK)
+            peer.start("c", "true", user=USER)
+            assert "not a regular file (stdout)" in await peer.failed("c")
+            peer.start("d", "sh", "-c", "echo out", user=USER)
+            assert (await peer.exited("d")).exit_status == 0
+            os.close(reader)
+            assert (open_folder / "d" / "stdout").read_text() == "out\n"
+
+    run(scenario())
+
+
+def test_program_whose_file_system_hangs_is_given_up(open_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spawn_module, "START_LIMIT_S", 0.2)
+    monkeypatch.setattr(spawn_module, "_find_program", lambda command: time.sleep(60))
+    open_folder.chmod(0o777)
+    with pytest.raises(IsolationError, match="'true' did not start within 0.2 s"):
+        spawn_module.spawn(Command(("true",), {}, str(open_folder), find_login(USER)))
+    _, status = os.wait()
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL

@@ -198,7 +198,7 @@ def test_program_that_does_not_exist_fails_with_the_cause(tmp_path: Path) -> Non
 
 @pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
-def test_task_runs_as_the_user_it_names_in_a_sandbox_of_its_own() -> None:
+def test_task_runs_as_the_user_it_names_in_a_sandbox_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
         # pytest's own folders are closed to other users.
         with tempfile.TemporaryDirectory(prefix="meseta-") as name:
@@ -216,7 +216,11 @@ def test_task_runs_as_the_user_it_names_in_a_sandbox_of_its_own() -> None:
             master.send(run("true", "t-2", user="no-such-user"))
             status = await master.until_state(TaskState.FAILED, "t-2")
             assert "no-such-user" in status.message
+            master.send(run("true", "t-3", user="no\0body"))
+            status = await master.until_state(TaskState.FAILED, "t-3")
+            assert "this machine has no user" in status.message
 
+    monkeypatch.setenv("LOGNAME", "nobody")  # As after `su`: tasks of nobody must not run as root for that.
     play(scenario())
 
 
