@@ -17,7 +17,7 @@ from meseta.errors import IsolationError
 STDOUT: Final = "stdout"
 STDERR: Final = "stderr"
 
-# From fork to exec, 1 ms. The caller does nothing else meanwhile, so one user's broken mount must not hold it up for ever.
+# From fork to exec: 1 ms. Nothing else is done meanwhile, and a user's broken mount must not hold it up for ever.
 START_LIMIT_S: Final = 5.0
 
 _OUTPUT_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_APPEND

@@ -76,7 +76,9 @@ class Launching:
         framework.completed.pop(task.task_id, None)
         cluster.add_task(entry)
         assert slave.session is not None, "offers of a slave without session are rescinded"
-        cluster.send(slave.session, RunTask(framework_info=framework.info, task=task, role=role))
+        is_new = executor_id is None or new_executor is not None
+        run = RunTask(framework_info=framework.info, task=task, role=role, launch_executor=is_new)
+        cluster.send(slave.session, run)
 
     def _refusal(self, framework: FrameworkEntry, user: str) -> str | None:
         """Return why the framework may not run tasks as `user`; asked once for each user."""

@@ -293,11 +293,16 @@ class ShutdownSlave(_Message, frozen=True, kw_only=True):
 
 
 class RunTask(_Message, frozen=True, kw_only=True):
-    """Master to slave. `framework_info.id` is set."""
+    """Master to slave. `framework_info.id` is set.
+
+    Without `launch_executor` the task's executor is accounted for already: if it has ended meanwhile, the task is
+    not to be started, since the master would not know what a new one holds.
+    """
 
     framework_info: FrameworkInfo
     task: TaskInfo
     role: Name = "*"
+    launch_executor: bool = True
 
 
 class UpdateFramework(_Message, frozen=True, kw_only=True):

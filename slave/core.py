@@ -364,14 +364,17 @@ class SlaveCore:
         key = (framework_id, task.task_id)
         if key in self._tasks.by_key:
             self._context.log(WARNING, "task is here already", task_id=task.task_id, framework_id=framework_id)
+            self._executors.refused(message, framework_id)
             return []
         refusal = self._refusal(message, framework_id)
         if refusal is not None:
             self._tasks.answer(framework_id, task.task_id, *refusal)
+            self._executors.refused(message, framework_id)
             return []
         framework = self._tasks.framework(message.framework_info)
         if task.executor is not None:
-            return self._executors.launch(framework, message, task.executor)
+            self._executors.launch(framework, message, task.executor)
+            return []
         self._launch_command(framework, message)
         return []
 

@@ -79,7 +79,7 @@ def boot_id() -> str:
 
 
 def own_user() -> str:
-    """Return the name of the user that this process is, whatever the environment says: tasks of that user run as we do."""
+    """Return who this process is, whatever its environment says: tasks of that user run as we do."""
     uid = os.geteuid()
     try:
         return pwd.getpwuid(uid).pw_name

@@ -7,7 +7,7 @@ again, it never had: such a task is reported as lost, never sent twice.
 import msgspec
 
 from meseta.errors import InvariantError
-from meseta.ids import ContainerId, FrameworkId, SessionId
+from meseta.ids import ContainerId, ExecutorId, FrameworkId, SessionId
 from meseta.log import INFO, WARNING
 from meseta.messages import (
     AcknowledgeStatus,
@@ -76,25 +76,17 @@ class Executors:
 
     # --- Launch ---------------------------------------------------------------------------------
 
-    def launch(self, framework: Framework, message: RunTask, info: ExecutorInfo) -> list[Outcome]:
+    def launch(self, framework: Framework, message: RunTask, info: ExecutorInfo) -> None:
         """Hand a task to its executor, which is started if it is not there."""
         task = message.task
         framework_id = framework.info.id
         assert framework_id is not None, "a known framework has an id"
         executor = framework.executors.get(info.executor_id)
-        if executor is not None and executor.state is ExecutorState.TERMINATING:
-            state = self._tasks.lost_state(framework_id, was_running=False)
-            reason = Reason.EXECUTOR_TERMINATED
-            self._tasks.answer(framework_id, task.task_id, state, reason, f"executor {info.executor_id} is ending")
-            return []
-        if executor is not None and executor.info != info:
-            text = f"executor {info.executor_id} runs here with another ExecutorInfo; give it another executor_id"
-            self._tasks.answer(framework_id, task.task_id, TaskState.ERROR, Reason.TASK_INVALID, text)
-            return []
-        fault = user_fault(self._context.config, user_of(info.command, framework.info))
-        if executor is None and fault is not None:
-            self._tasks.answer(framework_id, task.task_id, TaskState.ERROR, Reason.TASK_INVALID, fault)
-            return []
+        refusal = self._refusal(framework, framework_id, message, executor)
+        if refusal is not None:
+            self._tasks.answer(framework_id, task.task_id, *refusal)
+            self.refused(message, framework_id)
+            return
         if executor is None:
             executor = self._start(framework, framework_id, message, info)
         entry = SlaveTask(
@@ -111,7 +103,14 @@ class Executors:
             self._resize(executor)
         if executor.session is not None:
             self._send_task(executor, entry)
-        return []
+
+    def refused(self, message: RunTask, framework_id: FrameworkId) -> None:
+        """Tell the master, which accounts for the executor since it sent the task, that none was started for it."""
+        info = message.task.executor
+        framework = self._tasks.frameworks.get(framework_id)
+        is_here = info is not None and framework is not None and info.executor_id in framework.executors
+        if info is not None and message.launch_executor and not is_here:
+            self._tell_lost(framework_id, info.executor_id, exit_status=0)
 
     def insert(self, framework: Framework, executor: SlaveExecutor) -> None:
         """Put an executor in all indexes."""
@@ -257,14 +256,7 @@ class Executors:
         self._context.log(
             INFO, "executor ended", executor_id=executor_id, framework_id=framework_id, message=ending.message
         )
-        if self._context.is_master_ready:
-            lost = ExecutorLost(
-                executor_id=executor_id,
-                slave_id=self._context.slave_id,
-                framework_id=framework_id,
-                exit_status=exit_status,
-            )
-            self._context.emit(SendMaster(message=lost))
+        self._tell_lost(framework_id, executor_id, exit_status=exit_status)
         self._tasks.forget_if_over(framework_id)
 
     def give_up(self, executor: SlaveExecutor) -> None:
@@ -300,6 +292,35 @@ class Executors:
             raise InvariantError(f"executors have {active} tasks, but {known} are not over")
 
     # --- Private --------------------------------------------------------------------------------
+
+    def _refusal(
+        self, framework: Framework, framework_id: FrameworkId, message: RunTask, executor: SlaveExecutor | None
+    ) -> tuple[TaskState, Reason, str] | None:
+        """Return why a task cannot go to its executor, None if it can; `executor` None: it is to be started."""
+        info = message.task.executor
+        assert info is not None, f"task {message.task.task_id} has no executor"
+        dropped = self._tasks.lost_state(framework_id, was_running=False)
+        if executor is not None and executor.state is ExecutorState.TERMINATING:
+            return dropped, Reason.EXECUTOR_TERMINATED, f"executor {info.executor_id} is ending"
+        if executor is not None and executor.info != info:
+            text = f"executor {info.executor_id} runs here with another ExecutorInfo; give it another executor_id"
+            return TaskState.ERROR, Reason.TASK_INVALID, text
+        if executor is None and not message.launch_executor:
+            return dropped, Reason.EXECUTOR_TERMINATED, f"executor {info.executor_id} has ended"
+        fault = user_fault(self._context.config, user_of(info.command, framework.info))
+        if executor is None and fault is not None:
+            return TaskState.ERROR, Reason.TASK_INVALID, fault
+        return None
+
+    def _tell_lost(self, framework_id: FrameworkId, executor_id: ExecutorId, *, exit_status: int) -> None:
+        if self._context.is_master_ready:
+            lost = ExecutorLost(
+                executor_id=executor_id,
+                slave_id=self._context.slave_id,
+                framework_id=framework_id,
+                exit_status=exit_status,
+            )
+            self._context.emit(SendMaster(message=lost))
 
     def _start(
         self, framework: Framework, framework_id: FrameworkId, message: RunTask, info: ExecutorInfo

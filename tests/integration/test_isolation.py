@@ -402,7 +402,7 @@ def test_program_whose_file_system_hangs_is_given_up(open_folder: Path, monkeypa
     monkeypatch.setattr(spawn_module, "START_LIMIT_S", 0.2)
     monkeypatch.setattr(spawn_module, "_find_program", lambda command: time.sleep(60))
     open_folder.chmod(0o777)
-    with pytest.raises(IsolationError, match="'true' did not start within 0.2 s"):
+    with pytest.raises(IsolationError, match=r"'true' did not start within 0\.2 s"):
         spawn_module.spawn(Command(("true",), {}, str(open_folder), find_login(USER)))
     _, status = os.wait()
     assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL

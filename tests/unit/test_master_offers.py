@@ -185,7 +185,7 @@ def test_user_that_the_principal_may_not_run_tasks_as_is_refused() -> None:
 
 def test_executor_is_charged_once_on_each_slave() -> None:
     harness = Harness()
-    _, slave_id = harness.slave()
+    slave, slave_id = harness.slave()
     session, _ = harness.framework()
     (offer,) = harness.offers(session)
     tasks = [task_info(name, slave_id, command=None, executor=executor_info()) for name in "ab"]
@@ -194,6 +194,8 @@ def test_executor_is_charged_once_on_each_slave() -> None:
     (rest,) = harness.offers(session)
     assert rest.resources == LARGE - SMALL - SMALL - SMALL
     assert rest.executor_ids == ("e",)
+    # A slave on which the executor has ended meanwhile must not start another for the second task.
+    assert [run.launch_executor for run in harness.take(slave, RunTask)] == [True, False]
 
 
 def test_executor_id_with_another_description_is_refused() -> None:

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from meseta.errors import InvalidTransition
-from meseta.ids import ContainerId, ExecutorId, FrameworkId, SessionId, StatusUuid, TaskId
+from meseta.ids import ContainerId, ExecutorId, FrameworkId, SessionId, SlaveId, StatusUuid, TaskId
 from meseta.messages import (
     AcknowledgeStatus,
     ExecutorLost,
@@ -421,3 +421,28 @@ def test_executor_that_names_another_after_it_registered_loses_its_session() -> 
     assert told(world) == []  # It waits for the executor's next session.
     connect(world, SessionId(b"two"), tasks=(executor_task("t-1"),))
     assert LaunchTask(task=executor_task("t-2")) in told(world)
+
+
+def test_task_for_an_executor_that_has_just_ended_starts_no_other() -> None:
+    world = running_world()
+    world.exit_task(0)
+    world.acknowledge_all()
+    assert len(world.take(ExecutorLost)) == 1
+    late = msgspec.structs.replace(run_task(executor_task("t-2")), launch_executor=False)
+    world.master(late)
+    (answer,) = world.statuses()
+    assert (answer.task_id, answer.state, answer.reason) == ("t-2", TaskState.LOST, Reason.EXECUTOR_TERMINATED)
+    assert len(world.supervisor.starts) == 1
+    assert world.take(ExecutorLost) == []  # Its end was told before.
+
+
+def test_master_hears_that_no_executor_was_started_for_a_task_that_was_refused() -> None:
+    world = ready_world()
+    elsewhere = msgspec.structs.replace(executor_task(), slave_id=SlaveId("s-other"))
+    world.master(run_task(elsewhere))
+    (answer,) = world.statuses()
+    assert answer.reason is Reason.SLAVE_REMOVED
+    assert world.take(ExecutorLost) == [ExecutorLost(executor_id=EXECUTOR, slave_id=SLAVE, framework_id=FRAMEWORK)]
+    world.master(run_task(executor_task("t-2")))
+    world.master(run_task(msgspec.structs.replace(executor_task("t-3"), slave_id=SlaveId("s-other"))))
+    assert world.take(ExecutorLost) == []  # That one is here.
