@@ -69,6 +69,7 @@ class Slaves:
         if session.slave is not None:
             # Written before the launches that followed our answer: its list of tasks is outdated.
             if session.slave.slave_id == slave_id:
+                self._confirm(session.slave)
                 self._answer(session, session.slave, is_back=True)
             else:
                 text = f"slave_info.id: this session is slave {session.slave.slave_id}; open another for {slave_id}"
@@ -193,6 +194,12 @@ class Slaves:
         else:
             slave.is_counted = True
             cluster.allocator.add_slave(slave.slave_id, info.resources, {}, self._cluster.now)
+        if not is_back:
+            # It may never hear of its id, and then asks for another: a task sent to it would never be heard of again.
+            slave.is_unconfirmed = True
+            cluster.allocator.set_slave_active(slave.slave_id, now=self._cluster.now, is_active=False)
+        else:
+            slave.is_unconfirmed = False
         self._reports.merge(slave, message, was_unreachable=was_unreachable)
         slave.missed_pings = 0
         self._ping(slave)
@@ -228,9 +235,16 @@ class Slaves:
         slave = session.slave
         assert slave is not None, "only registered slaves are heard"
         slave.missed_pings = 0
+        self._confirm(slave)  # The ping followed the answer: it has written its id by now.
         if slave.slave_id in self._removals:
             del self._removals[slave.slave_id]
             self._cluster.log(INFO, "removal cancelled by a pong", slave_id=slave.slave_id)
+
+    def _confirm(self, slave: SlaveEntry) -> None:
+        if slave.is_unconfirmed:
+            slave.is_unconfirmed = False
+            self._cluster.allocator.set_slave_active(slave.slave_id, now=self._cluster.now, is_active=True)
+            self._cluster.request_allocation()
 
     def ping_due(self, slave_id: SlaveId) -> None:
         """Ping a slave, or give it up."""

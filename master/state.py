@@ -214,6 +214,7 @@ class SlaveEntry:
         "history",
         "info",
         "is_counted",
+        "is_unconfirmed",
         "missed_pings",
         "offers",
         "queries",
@@ -232,6 +233,7 @@ class SlaveEntry:
         self.state = state
         self.session: Session | None = None  # Set while ACTIVE.
         self.is_counted = False  # The allocator knows it: its resources belong to the cluster's.
+        self.is_unconfirmed = False  # It was given an id, and has not shown yet that it knows.
         self.missed_pings = 0
         self.tasks: dict[TaskKey, TaskEntry] = {}
         self.executors: dict[ExecutorKey, ExecutorEntry] = {}

@@ -161,6 +161,9 @@ class Harness:
         session = self.open("slave")
         self.say(session, RegisterSlave(slave_info=slave_info(resources, hostname)))
         (answer,) = self.take(session, SlaveRegistered)
+        # It knows its id. Not by a Pong, from which on its silence would be counted.
+        self.say(session, ReregisterSlave(slave_info=slave_info(resources, hostname, answer.slave_id)))
+        self.take(session, SlaveRegistered)
         return session, answer.slave_id
 
     def back(

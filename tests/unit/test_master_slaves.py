@@ -95,6 +95,16 @@ def test_slave_whose_session_ends_before_it_has_an_id_leaves_no_record() -> None
     assert harness.records == {}
 
 
+def test_nothing_of_a_new_slave_is_offered_before_it_shows_that_it_knows_its_id() -> None:
+    harness = Harness()
+    framework, _ = harness.framework()
+    session = harness.open("slave")
+    harness.say(session, RegisterSlave(slave_info=slave_info()))
+    assert harness.offers(framework) == []
+    harness.say(session, Pong())
+    assert [offer.resources for offer in harness.offers(framework)] == [LARGE]
+
+
 def test_registered_slave_that_asks_again_gets_the_same_answer() -> None:
     harness = Harness()
     session, slave_id = harness.slave()
