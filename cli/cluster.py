@@ -311,7 +311,7 @@ def keygen(folder: Path, principal: str | None, as_json: bool) -> None:
 
     layout = Layout(folder)
     layout.make_folders()
-    names = (principal,) if principal else DEFAULT_PRINCIPALS
+    names = DEFAULT_PRINCIPALS if principal is None else (principal,)
     known = {name for name in names if (layout.keys_dir / f"{name}.json").exists()}
     create_cluster_keys(layout.folder, names)
     files = [(name, layout.keys_dir / f"{name}.json") for name in names]

@@ -121,6 +121,10 @@ def main() -> NoReturn:
         status = _complain(str(error), EXIT_USAGE)
     except MesetaError as error:
         status = _complain(str(error), EXIT_FAILED)
+    except PermissionError as error:
+        status = _complain(
+            f"{error.filename or error}: permission denied; run this as its owner or as root", EXIT_FAILED
+        )
     except (click.Abort, KeyboardInterrupt):
         status = EXIT_INTERRUPTED
     except BrokenPipeError:
@@ -139,7 +143,7 @@ def _complain_of_usage(error: click.UsageError) -> int:
     if type(error).__name__ == "NoArgsIsHelpError":
         error.show()
         return EXIT_USAGE
-    text = error.format_message().rstrip(".")
+    text = " ".join(error.format_message().split()).rstrip(".")  # click lists choices one on a line.
     has_remedy = "did you mean" in text.lower() or ";" in text
     if error.ctx is not None and not has_remedy:
         text += f"; see {error.ctx.command_path} --help"

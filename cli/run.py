@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import re
 import secrets
 import signal
@@ -123,6 +124,7 @@ async def _run(where: Where, plan: Plan, role: str, *, as_json: bool) -> int:
             master_public_key=cluster.master_public_key,
             auto_suppress=False,  # It suppresses by itself, as soon as nothing waits.
         )
+        _leave_refusals_to_us()
         driver.start()
         joined = asyncio.create_task(driver.join())
         explaining = asyncio.create_task(_explain(master, plan, scheduler))
@@ -141,6 +143,12 @@ async def _run(where: Where, plan: Plan, role: str, *, as_json: bool) -> int:
     if as_json:
         print_json({"name": plan.name, "framework_id": scheduler.framework_id, "exit_code": code, **terminal.result()})
     return code
+
+
+def _leave_refusals_to_us() -> None:
+    """Keep the driver's log line of a refusal off the terminal: `scheduler.problem` says the same."""
+    log = logging.getLogger("meseta.scheduler")
+    log.addFilter(lambda record: not record.getMessage().startswith("framework refused"))
 
 
 @contextlib.contextmanager

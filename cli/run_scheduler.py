@@ -118,7 +118,8 @@ class RunScheduler(Scheduler):
         one = self._by_task.get(status.task_id)
         if one is None or one.exit_code is not None or one.task_id != status.task_id:
             return
-        if status.container_id is not None and status.slave_id is not None and not one.is_started:
+        could_start = status.reason is not Reason.CONTAINER_LAUNCH_FAILED  # Else there is no output to look for.
+        if could_start and status.container_id is not None and status.slave_id is not None and not one.is_started:
             assert self._framework_id is not None, "a task runs before its framework is registered"
             one.is_started = True
             self._watcher.started(one.index, status.slave_id, self._framework_id, status.container_id)

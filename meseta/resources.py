@@ -26,6 +26,8 @@ _Bound = Annotated[int, msgspec.Meta(ge=0, le=RANGE_LIMIT)]
 
 _BYTE_RESOURCES: Final = frozenset({"mem", "disk"})
 _KIB_BY_UNIT: Final = {"KIB": 1, "MIB": 1 << 10, "GIB": 1 << 20, "TIB": 1 << 30}
+# Any other name is a resource that an operator has made up; these are slips, and nobody would ever ask for them.
+_MEANT: Final = {"cpu": "cpus", "core": "cpus", "cores": "cpus", "memory": "mem", "ram": "mem", "port": "ports"}
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*\Z")
 _SCALAR: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\Z")
 _RANGE: Final = re.compile(r"\s*([0-9]+)\s*(?:-\s*([0-9]+)\s*)?\Z")
@@ -176,6 +178,8 @@ def parse_resources(text: str, *, field: str = "resources") -> Resources:
         name, colon, value = (piece.strip() for piece in part.partition(":"))
         if not colon or not _NAME.match(name):
             raise InvalidInput(f"{field}: {part!r} is not NAME:VALUE, as in cpus:2;mem:4GiB;ports:[31000-32000]")
+        if name.lower() in _MEANT:
+            raise InvalidInput(f"{field}: {name} is not how a resource is called; write {_MEANT[name.lower()]}")
         if name in scalars or name in ranges or name in sets:
             raise InvalidInput(f"{field}: {name} is given twice; give each resource once")
         if value.startswith("["):

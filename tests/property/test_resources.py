@@ -141,6 +141,8 @@ def test_any_text_is_read_or_refused_in_words(text: str) -> None:
         ("cpus", "is not NAME:VALUE"),
         ("cpus:two", "write a number such as cpus:0.5"),
         ("cpus:1;cpus:2", "given twice"),
+        ("cpu:2", "cpu is not how a resource is called; write cpus"),
+        ("cpus:2;Memory:4GiB", "Memory is not how a resource is called; write mem"),
         ("cpus:2GiB", "cpus takes no unit"),
         ("mem:4GB", "mem takes KiB, MiB, GiB or TiB"),
         ("cpus:0.0001", "finer than a thousandth"),

@@ -1,5 +1,6 @@
 """The command line itself: help without imports, sentences for what was mistyped, config files, completion."""
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from cli.main import ENTRIES, read_config, root
+from cli.main import ENTRIES, main, read_config, root
 from meseta.errors import InvalidInput
 
 LIMIT_S = 30
@@ -58,6 +59,8 @@ def test_every_command_loads_and_has_help(name: str) -> None:
         (["run", "--mem", "5GB", "--", "true"], "dcos: --mem: mem:5GB has unit 'GB'; mem takes KiB, MiB, GiB or TiB\n"),
         (["run", "--env", "X", "--", "true"], "dcos: --env: 'X' is not NAME=VALUE, as in LANG=C.UTF-8\n"),
         (["run"], "dcos: Missing argument"),
+        (["completion"], "dcos: Missing argument '{bash|zsh|fish}'. Choose from: bash, zsh, fish; see"),
+        (["keygen", "--principal", "", "--dir", "/tmp"], "dcos: '' is no name of a principal; take letters"),
         (["task", "log", "x", "--json", "--follow"], "dcos: --json: one object cannot be printed while --follow"),
     ],
 )
@@ -73,6 +76,22 @@ def test_a_cluster_that_does_not_exist_is_named_with_the_remedy(tmp_path: Path) 
     done = dcos("node", "list", "--dir", str(tmp_path))
     assert done.returncode == 2
     assert f"{tmp_path}/cluster.json does not exist; start a cluster with `dcos up`" in done.stderr
+
+
+def test_folder_of_somebody_else_is_refused_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(**_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "/home/ann/.meseta/run/lock")
+
+    monkeypatch.setattr(root, "main", refuse)
+    with pytest.raises(SystemExit) as ending:
+        main()
+    assert ending.value.code == 1
+    assert (
+        capsys.readouterr().err
+        == "dcos: /home/ann/.meseta/run/lock: permission denied; run this as its owner or as root\n"
+    )
 
 
 def test_keygen_makes_keys_once_and_adds_a_principal(tmp_path: Path) -> None:

@@ -153,6 +153,15 @@ def test_kill_ends_what_runs_and_does_not_start_what_waits() -> None:
     assert (run.watcher.end_count, run.watcher.texts) == (1, [])
 
 
+def test_output_of_a_task_that_could_not_start_is_not_looked_for() -> None:
+    run = Run()
+    run.offer(1)
+    run.update("job-1", TaskState.FAILED, reason=Reason.CONTAINER_LAUNCH_FAILED, message="could not start: no user")
+    assert run.watcher.started_indexes == []
+    assert (run.watcher.end_count, run.scheduler.exit_code) == (1, 1)
+    assert run.watcher.texts == ["job-1: TASK_FAILED: could not start: no user"]
+
+
 def test_unreachable_task_is_waited_for() -> None:
     run = Run()
     run.offer(1)
