@@ -31,6 +31,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     python: str
     bind: str  # The master's endpoint.
+    events: str = ""  # Where the master publishes its event stream.
     address: str  # Where the slaves of this machine serve their files.
     slaves: dict[str, str]  # The resources of each, by its name.
     services: tuple[str, ...] = ()

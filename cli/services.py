@@ -33,7 +33,8 @@ def services(layout: Layout, settings: Settings) -> list[Service]:
     """Return all daemons of the cluster, in the order in which they are started."""
     cluster = ("--cluster", str(layout.cluster_file))
     principals = ("--principals", str(layout.keys_dir / "principals.json"))
-    master = (*_key(layout, "master"), *principals, "--bind", settings.bind)
+    events = ("--events-bind", settings.events) if settings.events else ()
+    master = (*_key(layout, "master"), *principals, "--bind", settings.bind, *events)
     found = [Service(name="master", kind="master", arguments=_start(layout, settings, "master", "master") + master)]
     for name, resources in settings.slaves.items():
         flags = (

@@ -22,6 +22,7 @@ from meseta.keys import DEFAULT_PRINCIPALS, Cluster, create_cluster_keys, read_c
 from meseta.resources import Resources, parse_resources
 
 DEFAULT_PORT: Final = 5055
+DEFAULT_EVENTS_PORT: Final = 5056
 READY_LIMIT_S: Final = 30.0  # Ten times what three slaves need on two cores.
 DEATHS_LIMIT: Final = 3  # Starts that failed before `up` gives up: what fails thrice in a second does not heal.
 _POLL_S: Final = 0.03
@@ -81,7 +82,8 @@ def prepare(layout: Layout, settings: Settings, *, port: int | None) -> Settings
     create_cluster_keys(layout.folder, tuple({**dict.fromkeys(DEFAULT_PRINCIPALS), **dict.fromkeys(settings.services)}))
     settings = _bound(layout, settings, port)
     public_key = read_key_file(layout.keys_dir / "master.json").public
-    write_cluster(layout.cluster_file, Cluster(master=settings.bind, master_public_key=public_key))
+    cluster = Cluster(master=settings.bind, master_public_key=public_key, events=settings.events)
+    write_cluster(layout.cluster_file, cluster)
     layout.write_settings(settings)
     return settings
 
@@ -101,23 +103,26 @@ def _end_leftovers(layout: Layout, settings: Settings) -> None:
 def _bound(layout: Layout, settings: Settings, port: int | None) -> Settings:
     """Return the settings with the master's endpoint: the port that was asked for, or one that is free."""
     address = settings.address
+    known = read_cluster(layout.cluster_file) if layout.cluster_file.exists() else Cluster(master="")
     if port is not None:
         if not _is_free(address, port):
             raise InvalidInput(f"--port: {port} is taken at {address}; leave --port away and one is chosen")
         chosen = port
     else:
-        known = _known_port(layout)
-        candidates = [*([known] if known else []), DEFAULT_PORT, 0]
-        chosen = next(one for one in candidates if _is_free(address, one))
-        chosen = chosen or _any_port(address)
-    return msgspec.structs.replace(settings, bind=f"tcp://{address}:{chosen}")
+        chosen = _first_free(address, known.master, DEFAULT_PORT)
+    events = _first_free(address, known.events or "", DEFAULT_EVENTS_PORT, but=chosen)
+    return msgspec.structs.replace(settings, bind=f"tcp://{address}:{chosen}", events=f"tcp://{address}:{events}")
 
 
-def _known_port(layout: Layout) -> int | None:
-    if not layout.cluster_file.exists():
-        return None
-    port = read_cluster(layout.cluster_file).master.rpartition(":")[2]
-    return int(port) if port.isdigit() else None
+def _first_free(address: str, known: str, default: int, *, but: int | None = None) -> int:
+    """Return the port of the endpoint `known` if it is free, else `default`, else any."""
+    port = known.rpartition(":")[2]
+    for candidate in (int(port) if port.isdigit() else 0, default):
+        if candidate not in (0, but) and _is_free(address, candidate):
+            return candidate
+    while (chosen := _any_port(address)) == but:
+        continue
+    return chosen
 
 
 def _is_free(address: str, port: int) -> bool:

@@ -32,6 +32,7 @@ class Action(StrEnum):
     ACCESS_SANDBOX = "access_sandbox"  # The user as whom the task runs.
     TEARDOWN_FRAMEWORK = "teardown_framework"  # The principal that registered the framework.
     VIEW = "view"  # One of master, nodes, frameworks, tasks.
+    FOLLOW_EVENTS = "follow_events"  # events, which show as much as all of `view`.
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True):

@@ -22,6 +22,7 @@ from master.state import (
     TaskEntry,
     TaskKey,
 )
+from master.touched import Touched
 from meseta.errors import InvariantError
 from meseta.ids import FrameworkId, IdSource, OfferId, Principal, SessionId, SlaveId, TaskId
 from meseta.log import Log, LogValue
@@ -37,7 +38,9 @@ REAP_INTERVAL_S = 10.0  # How often what is left of a removed framework is kille
 GONE_OFFERS_LIMIT = 1000  # Offers that ended by themselves, so that a late accept is told why.
 
 TimerKey = tuple[
-    Literal["begin", "slave", "framework", "failover", "reregister", "forget", "removals", "reap"],
+    Literal[
+        "begin", "slave", "framework", "failover", "reregister", "forget", "removals", "reap", "summary", "position"
+    ],
     str,
 ]
 
@@ -68,6 +71,8 @@ class Cluster:
         self.timers: Timers[TimerKey] = Timers()
         self.allocate_at: float | None = None
         self.effects: list[MasterEffect] = []
+        self.touched: Touched | None = None  # None: nobody follows the event stream.
+        self.sequence = 0  # Of the last event that was published.
         self._pending: dict[int, Callable[[], None]] = {}
         self._token = 0
 
@@ -122,10 +127,31 @@ class Cluster:
         if self.allocate_at is None:
             self.allocate_at = self.now + self.config.allocation_delay_s
 
+    # --- For the event stream ---------------------------------------------------------------------
+
+    # Called wherever a view of the object changes; `tests/property/test_event_stream.py` finds a place that forgets.
+
+    def touch_task(self, task: TaskEntry) -> None:
+        """Note that a task changed, if anybody wants to know."""
+        if self.touched is not None:
+            self.touched.task(task)
+
+    def touch_slave(self, slave: SlaveEntry) -> None:
+        """Note that a slave changed."""
+        if self.touched is not None:
+            self.touched.slaves[slave.slave_id] = None
+
+    def touch_framework(self, framework: FrameworkEntry) -> None:
+        """Note that a framework changed."""
+        if self.touched is not None:
+            self.touched.frameworks[framework.framework_id] = None
+
     # --- Tasks ------------------------------------------------------------------------------------
 
     def add_task(self, task: TaskEntry) -> None:
         """Take a task into all indexes."""
+        if self.touched is not None:
+            self.touched.task(task)
         framework, slave = task.framework, task.slave
         if task.is_disowned:
             framework.disowned[(slave.slave_id, task.task_id)] = task
@@ -137,6 +163,8 @@ class Cluster:
     def forget_task(self, task: TaskEntry) -> None:
         """Take a task out of all indexes; its resources must be free."""
         assert not task.is_charged, f"task {task.task_id} still holds its resources"
+        if self.touched is not None:
+            self.touched.task(task)
         framework, slave = task.framework, task.slave
         if task.is_disowned:
             del framework.disowned[(slave.slave_id, task.task_id)]
@@ -149,6 +177,7 @@ class Cluster:
 
     def disown(self, task: TaskEntry) -> None:
         """Take a task from its framework, which was told of its end; its slave has it until it is dead."""
+        self.touch_task(task)
         framework = task.framework
         del framework.tasks[task.task_id]
         framework.unreachable.pop(task.task_id, None)
@@ -176,7 +205,10 @@ class Cluster:
         if len(self.over) > COMPLETED_FRAMEWORKS_LIMIT:
             oldest = next(iter(self.over))
             del self.over[oldest]
-            del self.frameworks[oldest]
+            forgotten = self.frameworks.pop(oldest)
+            if self.touched is not None:
+                self.touched.frameworks[oldest] = None
+                self.touched.tasks |= {(oldest, task_id): None for task_id in forgotten.completed}
 
     def complete_task(self, task: TaskEntry) -> None:
         """Take a task that is over out of the indexes, and remember how it ended."""
@@ -207,12 +239,20 @@ class Cluster:
     def _remember(self, framework: FrameworkEntry, ended: Task) -> None:
         framework.completed.pop(ended.task_id, None)
         framework.completed[ended.task_id] = ended
-        if len(framework.completed) > COMPLETED_TASKS_LIMIT:
-            del framework.completed[next(iter(framework.completed))]
+        oldest = next(iter(framework.completed)) if len(framework.completed) > COMPLETED_TASKS_LIMIT else None
+        if oldest is not None:
+            del framework.completed[oldest]
+        if self.touched is not None:
+            framework_id = framework.framework_id
+            self.touched.frameworks[framework_id] = None
+            for task_id in (ended.task_id, oldest):
+                if task_id is not None:
+                    self.touched.tasks[(framework_id, task_id)] = None
 
     def free_task(self, task: TaskEntry) -> None:
         """Count a task's resources as free."""
         if task.is_charged:
+            self.touch_task(task)
             task.is_charged = False
             self.allocator.recover(
                 task.framework.framework_id, task.role, task.slave.slave_id, task.resources, self.now
@@ -221,12 +261,14 @@ class Cluster:
 
     def charge_task(self, task: TaskEntry) -> None:
         """Count the resources of a task that its slave reports as used."""
+        self.touch_task(task)
         task.is_charged = True
         self.allocator.charge(task.framework.framework_id, task.role, task.slave.slave_id, task.resources, self.now)
 
     def change_task(self, task: TaskEntry, state: TaskState) -> None:
         """Change a task's state, and what follows for its resources."""
         task.change(state)
+        self.touch_task(task)
         if state is TaskState.RUNNING and not task.started_unix_s:
             task.started_unix_s = self.unix_s()
         elif state.is_terminal:
@@ -236,6 +278,7 @@ class Cluster:
         """Note that a task's slave is given up."""
         framework = task.framework
         task.change(TaskState.UNREACHABLE)
+        self.touch_task(task)
         framework.unreachable[task.task_id] = None
         if len(framework.unreachable) > UNREACHABLE_TASKS_LIMIT:
             oldest = framework.tasks[next(iter(framework.unreachable))]
@@ -243,6 +286,8 @@ class Cluster:
 
     def add_executor(self, executor: ExecutorEntry) -> None:
         """Take an executor into all indexes; the allocator counts its resources already."""
+        if self.touched is not None:
+            self.touched.executor(executor)
         slave, framework, executor_id = executor.slave, executor.framework, executor.info.executor_id
         slave.executors[(framework.framework_id, executor_id)] = executor
         framework.executors[(slave.slave_id, executor_id)] = executor
@@ -250,6 +295,8 @@ class Cluster:
 
     def remove_executor(self, executor: ExecutorEntry) -> None:
         """Take an executor out of all indexes; its resources are free."""
+        if self.touched is not None:
+            self.touched.executor(executor)
         slave, framework, executor_id = executor.slave, executor.framework, executor.info.executor_id
         del slave.executors[(framework.framework_id, executor_id)]
         del framework.executors[(slave.slave_id, executor_id)]
@@ -309,6 +356,8 @@ class Cluster:
         """Take an offer into all indexes."""
         offer_id = entry.offer.offer_id
         self.offers[offer_id] = entry
+        if self.touched is not None:
+            self.touched.holder(entry.slave, entry.framework)
         entry.framework.offers[offer_id] = entry
         entry.slave.offers[offer_id] = entry
 
@@ -316,6 +365,8 @@ class Cluster:
         """Take an offer out of all indexes; its resources stay charged."""
         offer_id = entry.offer.offer_id
         del self.offers[offer_id]
+        if self.touched is not None:
+            self.touched.holder(entry.slave, entry.framework)
         del entry.framework.offers[offer_id]
         del entry.slave.offers[offer_id]
 
@@ -329,6 +380,7 @@ class Cluster:
 
     def slave_record(self, slave: SlaveEntry, record: AdmittedSlave) -> StoredRecord:
         """Keep what is about to be written of a slave."""
+        self.touch_slave(slave)
         slave.record = record
         return slave_record(slave.slave_id, record)
 

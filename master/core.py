@@ -6,9 +6,10 @@ This module only sends each input to its part: slaves, frameworks, offers, tasks
 from collections.abc import Callable
 from typing import Any
 
-from master.authorizer import TASK_KEY_PREFIX
+from master.authorizer import TASK_KEY_PREFIX, Action
 from master.cluster import Cluster
 from master.events import (
+    FollowersChanged,
     MasterEffect,
     MasterEvent,
     MasterInit,
@@ -24,6 +25,7 @@ from master.reconciliation import Reconciliation
 from master.registry import read_registry
 from master.slaves import Slaves
 from master.state import Session
+from master.stream import Stream
 from master.tasks import Tasks
 from meseta.ids import FrameworkId, Principal, SessionId, SlaveId
 from meseta.log import DEBUG, INFO, WARNING
@@ -71,6 +73,7 @@ class MasterCore:
         self._slaves = Slaves(cluster, self._offers, reconciliation)
         tasks = Tasks(cluster, reconciliation)
         operators = Operators(cluster, self._frameworks)
+        self._stream = Stream(cluster)
         self._registering: dict[str, dict[type, Handler]] = {
             "slave": {RegisterSlave: self._slaves.register, ReregisterSlave: self._slaves.reregister},
             "framework": {RegisterFramework: self._frameworks.register},
@@ -120,6 +123,10 @@ class MasterCore:
             return f"kind {hello.kind!r} has no business with a master; it takes {', '.join(KINDS)}"
         return None
 
+    def follow_refusal(self, principal: Principal) -> str | None:
+        """Return why a peer may not follow the event stream, None if it may. Changes nothing."""
+        return self._cluster.authorize(principal, Action.FOLLOW_EVENTS, "events")
+
     def handle(self, event: MasterEvent, now: float) -> list[MasterEffect]:
         """Take one input and return what is to be done, in order."""
         cluster = self._cluster
@@ -132,6 +139,10 @@ class MasterCore:
             self._session_opened(event)
         elif isinstance(event, SessionClosed):
             self._session_closed(event.session, event.reason)
+        elif isinstance(event, FollowersChanged):
+            self._stream.followers_changed(event)
+        if cluster.touched is not None:
+            self._stream.publish(cluster.touched)
         return cluster.take_effects()
 
     def tick(self, now: float) -> list[MasterEffect]:
@@ -156,7 +167,13 @@ class MasterCore:
                     self._slaves.forget_due(SlaveId(key))
                 case "begin":
                     self._frameworks.begin()
+                case "summary":
+                    self._stream.summary_due()
+                case "position":
+                    self._stream.position_due()
         self._offers.tick()
+        if cluster.touched is not None:
+            self._stream.publish(cluster.touched)
         return cluster.take_effects()
 
     def next_deadline(self) -> float | None:

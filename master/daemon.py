@@ -16,12 +16,14 @@ from master.authorizer import ANONYMOUS
 from master.core import MasterCore
 from master.events import (
     CloseSession,
+    FollowersChanged,
     MasterConfig,
     MasterEffect,
     MasterEvent,
     MasterInit,
     Persisted,
     PersistRecords,
+    Publish,
     Received,
     Send,
     SessionClosed,
@@ -34,7 +36,7 @@ from meseta.log import ERROR, INFO, WARNING, Log, log_event, perform_log
 from meseta.messages import Hello, Message
 from meseta.runner import CoreRunner, Recorder
 from meseta.store import Store
-from meseta.transport import KeyPair, Server
+from meseta.transport import KeyPair, Publisher, Server
 
 REGISTRY_NAME: Final = "registry.sqlite"
 EXIT_DONE: Final = 0
@@ -49,6 +51,7 @@ class MasterSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What a daemon is started with. `keys` None: --insecure."""
 
     bind: str
+    events_bind: str
     work_dir: Path
     config: MasterConfig
     keys: KeyPair | None = None
@@ -66,6 +69,7 @@ class MasterDaemon:
             Send: lambda effect: self._server.send(effect.session, effect.message),
             CloseSession: lambda effect: self._server.forget(effect.session, effect.reason),
             PersistRecords: self._persist,
+            Publish: self._publish,
             Log: lambda effect: perform_log(log, effect),
         }
 
@@ -81,6 +85,7 @@ class MasterDaemon:
         settings = self._settings
         with Store(settings.work_dir / REGISTRY_NAME) as store:
             self._store = store
+            self._publisher = Publisher(settings.events_bind, self, keys=settings.keys, epoch=store.epoch)
             init = MasterInit(
                 config=settings.config,
                 seed=secrets.randbits(_SEED_BITS),
@@ -88,21 +93,25 @@ class MasterDaemon:
                 records=tuple(StoredRecord(table=table, key=key, value=value) for table, key, value in store.read()),
                 started_s=loop.time(),
                 unix_offset_s=time.time() - loop.time(),
+                events_endpoint=self._publisher.endpoint,
             )
             self._core = MasterCore(init)
             recorder = None if settings.record is None else Recorder(settings.record, init)
-            with CoreRunner(self._core, self._perform, recorder=recorder) as self._runner:
-                self._server = Server(
-                    settings.bind,
-                    self,
-                    keys=settings.keys,
-                    principals=None if settings.keys is None else settings.principals.get,
-                    epoch=store.epoch,
-                )
-                try:
-                    return await self._serve(loop, init)
-                finally:
-                    self._server.close()
+            try:
+                with CoreRunner(self._core, self._perform, recorder=recorder) as self._runner:
+                    self._server = Server(
+                        settings.bind,
+                        self,
+                        keys=settings.keys,
+                        principals=None if settings.keys is None else settings.principals.get,
+                        epoch=store.epoch,
+                    )
+                    try:
+                        return await self._serve(loop, init)
+                    finally:
+                        self._server.close()
+            finally:
+                self._publisher.close()
 
     # --- For the transport ------------------------------------------------------------------------
 
@@ -122,6 +131,15 @@ class MasterDaemon:
         """See `ServerHandler`."""
         self._feed(SessionClosed(session=session, reason=reason))
 
+    def may_subscribe(self, public_key: str) -> bool:
+        """See `PublisherHandler`."""
+        principal = self._settings.principals.get(public_key)
+        return principal is not None and self._core.follow_refusal(principal) is None
+
+    def followers_changed(self, *, is_followed: bool) -> None:
+        """See `PublisherHandler`."""
+        self._feed(FollowersChanged(is_followed=is_followed))
+
     # --- Private ----------------------------------------------------------------------------------
 
     async def _serve(self, loop: asyncio.AbstractEventLoop, init: MasterInit) -> int:
@@ -139,6 +157,7 @@ class MasterDaemon:
             "ready",
             endpoint=self._server.endpoint,
             epoch=init.epoch,
+            events=self._publisher.endpoint,
             records=len(init.records),
         )
         # What was made so far lives as long as the process: the collector need not look at it again.
@@ -163,6 +182,10 @@ class MasterDaemon:
         token = effect.token
         writes = [(record.table, record.key, record.value) for record in effect.records]
         self._store.write(writes, lambda: self._feed(Persisted(token=token)))
+
+    def _publish(self, effect: Publish) -> None:
+        for event in effect.events:
+            self._publisher.publish(event)
 
     def _stop(self, status: int) -> None:
         if self._status is not None and not self._status.done():

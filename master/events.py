@@ -7,7 +7,17 @@ are performed in the order given. What must be durable before anyone is told goe
 
 from meseta.ids import Principal, SessionId
 from meseta.log import Log
-from meseta.messages import Hello, Message
+from meseta.messages import (
+    FrameworkChanged,
+    FrameworkRemoved,
+    Hello,
+    Message,
+    NodeChanged,
+    NodeRemoved,
+    StreamPosition,
+    TaskChanged,
+    TaskRemoved,
+)
 from meseta.model import Record
 
 PING_TIMEOUT_S = 15.0  # Mesos's defaults: a peer is given up after 75 s of silence.
@@ -17,6 +27,10 @@ REREGISTER_TIMEOUT_S = 600.0  # Mesos's time for slaves to come back to a new ma
 SLAVE_REMOVAL_INTERVAL_S = 1.0  # A broken switch must not cost a whole rack its tasks within seconds.
 ALLOCATION_DELAY_S = 0.002  # What changes within it is offered in one round.
 MIN_REFUSE_S = 1.0
+
+StreamEvent = (
+    NodeChanged | NodeRemoved | FrameworkChanged | FrameworkRemoved | TaskChanged | TaskRemoved | StreamPosition
+)
 
 
 class _Event(Record, frozen=True, kw_only=True, tag_field="type", tag=True):
@@ -60,6 +74,7 @@ class MasterInit(Record, frozen=True, kw_only=True):
     records: tuple[StoredRecord, ...] = ()
     started_s: float = 0.0
     unix_offset_s: float = 0.0
+    events_endpoint: str = ""  # Where the event stream is bound; told to those who ask.
 
 
 # --- Events --------------------------------------------------------------------------------------
@@ -93,6 +108,12 @@ class Persisted(_Event, frozen=True, kw_only=True):
     token: int
 
 
+class FollowersChanged(_Event, frozen=True, kw_only=True):
+    """Somebody has begun to follow the event stream, or nobody does any more."""
+
+    is_followed: bool
+
+
 # --- Effects -------------------------------------------------------------------------------------
 
 
@@ -117,5 +138,11 @@ class PersistRecords(_Event, frozen=True, kw_only=True):
     records: tuple[StoredRecord, ...]
 
 
-MasterEvent = SessionOpened | SessionClosed | Received | Persisted
-MasterEffect = Send | CloseSession | PersistRecords | Log
+class Publish(_Event, frozen=True, kw_only=True):
+    """Tell all who follow the event stream; in the order of the events' sequence."""
+
+    events: tuple[StreamEvent, ...]
+
+
+MasterEvent = SessionOpened | SessionClosed | Received | Persisted | FollowersChanged
+MasterEffect = Send | CloseSession | PersistRecords | Publish | Log

@@ -183,6 +183,7 @@ class Frameworks:
         framework.set_info(message.framework_info)
         framework.principal = session.principal
         framework.disconnected_unix_s = None
+        cluster.touch_framework(framework)
         cluster.timers.cancel(("failover", framework.framework_id))
         cluster.allocator.add_framework(
             framework.framework_id, framework.info.roles, message.suppressed_roles, cluster.now
@@ -198,6 +199,7 @@ class Frameworks:
         for task in framework.tasks.values():
             if task.head is not None:  # The scheduler before this one may not have had it.
                 task.status = task.head
+                cluster.touch_task(task)
                 cluster.send(session, StatusUpdate(status=task.head, framework_id=framework.framework_id))
         cluster.log(
             INFO,
@@ -255,6 +257,7 @@ class Frameworks:
 
     def _start_failover(self, framework: FrameworkEntry) -> None:
         framework.disconnected_unix_s = self._cluster.unix_s()
+        self._cluster.touch_framework(framework)
         self._persist(framework)
         due = self._cluster.now + framework.info.failover_timeout_s
         self._cluster.timers.set(("failover", framework.framework_id), due)
@@ -297,6 +300,7 @@ class Frameworks:
             cluster.close(session, why)
         cluster.timers.cancel(("failover", framework_id))
         framework.change(FrameworkState.REMOVING)
+        cluster.touch_framework(framework)
         removed = RemovedFramework(removed_unix_s=cluster.unix_s())
         cluster.removed_frameworks[framework_id] = removed
         records = [framework_record(framework_id, None), removed_framework_record(framework_id, removed)]
@@ -309,6 +313,7 @@ class Frameworks:
     def _removed(self, framework: FrameworkEntry, why: str, then: "partial[None] | None") -> None:
         cluster = self._cluster
         framework.change(FrameworkState.REMOVED)
+        cluster.touch_framework(framework)
         cluster.log(INFO, "framework removed", framework_id=framework.framework_id, name=framework.info.name, why=why)
         slaves = dict.fromkeys(
             entry.slave

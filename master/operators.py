@@ -4,10 +4,13 @@ import heapq
 from collections.abc import Iterable
 from functools import partial
 
+import msgspec
+
 from master.authorizer import Action
 from master.cluster import Cluster
 from master.frameworks import Frameworks
-from master.state import FrameworkEntry, FrameworkState, Session, SlaveEntry, SlaveState, TaskEntry
+from master.state import FrameworkEntry, FrameworkState, Session, SlaveState, TaskEntry
+from master.views import count_active, framework_view, node_view, sum_scalars
 from meseta.log import INFO
 from meseta.messages import (
     Done,
@@ -22,8 +25,7 @@ from meseta.messages import (
 )
 from meseta.messages import Frameworks as FrameworkViews
 from meseta.messages import GetFrameworks as AskFrameworks
-from meseta.model import FrameworkView, Node, Task
-from meseta.resources import Resources
+from meseta.model import FrameworkView, Task
 
 
 class Operators:
@@ -54,11 +56,12 @@ class Operators:
             frameworks_disconnected=sum(
                 one.state in (FrameworkState.DISCONNECTED, FrameworkState.RECOVERED) for one in frameworks
             ),
-            tasks_active=sum(_count_active(slave) for slave in slaves),
+            tasks_active=sum(count_active(slave) for slave in slaves),
             offers_outstanding=len(cluster.offers),
-            resources_total=_scalars(slave.info.resources for slave in counted),
-            resources_used=_scalars(cluster.used(slave) for slave in counted),
-            resources_offered=_scalars(cluster.offered(slave) for slave in counted),
+            resources_total=sum_scalars(slave.info.resources for slave in counted),
+            resources_used=sum_scalars(cluster.used(slave) for slave in counted),
+            resources_offered=sum_scalars(cluster.offered(slave) for slave in counted),
+            events_endpoint=cluster.init.events_endpoint,
         )
         cluster.send(session, answer)
 
@@ -68,8 +71,10 @@ class Operators:
             return
         slaves = {str(slave_id): slave for slave_id, slave in self._cluster.slaves.items()}
         page, more = _page(slaves, message.after, message.limit)
-        nodes = tuple(self._node(slaves[slave_id]) for slave_id in page)
-        self._cluster.send(session, Nodes(request_id=message.request_id, nodes=nodes, next=more))
+        nodes = tuple(node_view(self._cluster, slaves[slave_id]) for slave_id in page)
+        self._cluster.send(
+            session, Nodes(request_id=message.request_id, nodes=nodes, next=more, sequence=self._cluster.sequence)
+        )
 
     def get_frameworks(self, session: Session, message: AskFrameworks) -> None:
         """Answer with a page of frameworks."""
@@ -83,7 +88,10 @@ class Operators:
         }
         page, more = _page(chosen, message.after, message.limit)
         views = tuple(self._framework(chosen[framework_id]) for framework_id in page)
-        self._cluster.send(session, FrameworkViews(request_id=message.request_id, frameworks=views, next=more))
+        answer = FrameworkViews(
+            request_id=message.request_id, frameworks=views, next=more, sequence=self._cluster.sequence
+        )
+        self._cluster.send(session, answer)
 
     def get_tasks(self, session: Session, message: GetTasks) -> None:
         """Answer with a page of tasks."""
@@ -102,7 +110,8 @@ class Operators:
                     chosen[f"{framework_id}/{task.task_id}"] = task
         page, more = _page(chosen, message.after, message.limit)
         tasks = tuple(one if isinstance(one := chosen[key], Task) else one.view() for key in page)
-        self._cluster.send(session, Tasks(request_id=message.request_id, tasks=tasks, next=more))
+        answer = Tasks(request_id=message.request_id, tasks=tasks, next=more, sequence=self._cluster.sequence)
+        self._cluster.send(session, answer)
 
     # --- Orders -----------------------------------------------------------------------------------
 
@@ -151,66 +160,15 @@ class Operators:
             self._cluster.refuse(session, "unauthorized", refusal, request_id)
         return refusal is not None
 
-    def _node(self, slave: SlaveEntry) -> Node:
-        return Node(
-            slave_id=slave.slave_id,
-            hostname=slave.info.hostname,
-            state=_NODE_STATES[slave.state],
-            address=slave.info.address,
-            attributes=slave.info.attributes,
-            total=slave.info.resources,
-            used=self._cluster.used(slave),
-            offered=self._cluster.offered(slave),
-            tasks_active=_count_active(slave),
-            version=slave.info.version,
-            registered_unix_s=slave.record.registered_unix_s,
-        )
-
     def _framework(self, framework: FrameworkEntry) -> FrameworkView:
-        cluster = self._cluster
-        tasks = list(framework.tasks.values())
-        held = [task.resources for task in (*tasks, *framework.disowned.values()) if task.is_charged]
-        held += [executor.info.resources for executor in framework.executors.values()]
-        waiting = None
-        if framework.session is not None:
-            waiting = cluster.allocator.waiting(framework.framework_id, cluster.now)
-        return FrameworkView(
-            framework_info=framework.info,
-            state=framework.state.value,
-            principal=framework.principal,
-            used=_scalars(held),
-            offered=_scalars(entry.offer.resources for entry in framework.offers.values()),
-            tasks_active=sum(not task.state.is_terminal for task in tasks),
-            tasks_completed=framework.tasks_completed,
-            registered_unix_s=framework.registered_unix_s,
-            waiting=waiting,
-        )
-
-
-_NODE_STATES = {
-    SlaveState.RECOVERED: "recovered",
-    SlaveState.ACTIVE: "active",
-    SlaveState.DISCONNECTED: "disconnected",
-    SlaveState.MARKING: "unreachable",
-    SlaveState.UNREACHABLE: "unreachable",
-    SlaveState.READMITTING: "recovered",
-}
-
-
-def _count_active(slave: SlaveEntry) -> int:
-    return sum(not task.state.is_terminal for task in slave.tasks.values())
+        view = framework_view(framework)
+        if framework.session is None:
+            return view
+        waiting = self._cluster.allocator.waiting(framework.framework_id, self._cluster.now)
+        return msgspec.structs.replace(view, waiting=waiting)
 
 
 def _page(keys: Iterable[str], after: str, limit: int) -> tuple[list[str], str | None]:
     """Return the `limit` lowest keys over `after`, and the last of them if there are more."""
     lowest = heapq.nsmallest(limit + 1, (key for key in keys if key > after))
     return lowest[:limit], lowest[limit - 1] if len(lowest) > limit else None
-
-
-def _scalars(many: Iterable[Resources]) -> Resources:
-    """Return the sum of the scalars: ranges and sets of several slaves overlap."""
-    sums: dict[str, int] = {}
-    for one in many:
-        for name, amount in one.scalars.items():
-            sums[name] = sums.get(name, 0) + amount
-    return Resources(sums)

@@ -16,11 +16,16 @@ from meseta.log_output import start_logging
 from meseta.options import DURATION, DaemonCommand, daemon_options
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
+_PORT, _EVENTS_PORT = "5055", 5056
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.command("master", cls=DaemonCommand)
 @click.option("--bind", default="tcp://127.0.0.1:5055", help="Where slaves, frameworks and operators connect.")
+@click.option(
+    "--events-bind",
+    help="Where the event stream is followed; default port 5056 beside --bind's 5055, else one chosen by the system.",
+)
 @click.option("--work-dir", type=_FOLDER, help="For the registry; default master/ in ~/.meseta, or in MESETA_DIR.")
 @click.option("--key", type=_FILE, help="The master's key file; default keys/master.json in that folder.")
 @click.option("--principals", type=_FILE, help="Whose keys are known; default keys/principals.json in that folder.")
@@ -46,6 +51,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 def command(
     *,
     bind: str,
+    events_bind: str | None,
     work_dir: Path | None,
     key: Path | None,
     principals: Path | None,
@@ -76,6 +82,7 @@ def command(
     )
     settings = MasterSettings(
         bind=bind,
+        events_bind=events_bind or default_events_bind(bind),
         work_dir=(work_dir or folder / "master").absolute(),
         config=config,
         keys=None if insecure else read_key_file(key or folder / "keys" / "master.json").pair,
@@ -83,6 +90,12 @@ def command(
         record=record,
     )
     sys.exit(asyncio.run(MasterDaemon(settings).run()))
+
+
+def default_events_bind(bind: str) -> str:
+    """Return where the event stream is for a master at `bind`; only the well-known port has a well-known neighbour."""
+    host, _, port = bind.rpartition(":")
+    return f"{host}:{_EVENTS_PORT if port == _PORT else 0}" if host.startswith("tcp:") else "tcp://127.0.0.1:0"
 
 
 def parse_weights(text: str) -> dict[str, float]:

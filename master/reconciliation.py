@@ -88,6 +88,7 @@ class Reconciliation:
         if task.head is not None:
             # Not acknowledged yet: told again as it is, so that it is known for the same update.
             task.status = task.head
+            self._cluster.touch_task(task)
             if framework.session is not None:
                 update = StatusUpdate(status=task.head, framework_id=framework.framework_id)
                 self._cluster.send(framework.session, update)

@@ -102,6 +102,7 @@ class Reports:
 
     def lose(self, task: TaskEntry) -> None:
         """Tell a task's framework that its slave is given up; its resources are gone with the slave."""
+        self._cluster.touch_task(task)
         cluster, framework = self._cluster, task.framework
         if task.is_disowned:
             cluster.forget_task(task)
@@ -139,6 +140,7 @@ class Reports:
         state = FrameworkState.REMOVED if is_barred else FrameworkState.RECOVERED
         framework = FrameworkEntry(info.id, info, Principal(""), state)
         cluster.frameworks[info.id] = framework
+        cluster.touch_framework(framework)
         if not is_barred:
             framework.registered_unix_s = framework.disconnected_unix_s = cluster.unix_s()
             cluster.persist(framework_record(info.id, cluster.known_framework(framework)))
@@ -161,6 +163,7 @@ class Reports:
 
     def _missing(self, task: TaskEntry) -> None:
         """A task of ours that the slave does not know."""
+        self._cluster.touch_task(task)
         cluster, framework = self._cluster, task.framework
         told = task.status
         if task.is_disowned:
@@ -186,6 +189,7 @@ class Reports:
 
     def _update(self, task: TaskEntry, report: Task) -> None:
         """A task that both sides know."""
+        self._cluster.touch_task(task)
         cluster = self._cluster
         was_unreachable = task.state is TaskState.UNREACHABLE
         if was_unreachable:

@@ -140,6 +140,7 @@ class Slaves:
 
     def _wait_for(self, slave: SlaveEntry) -> None:
         self._cluster.slaves[slave.slave_id] = slave
+        self._cluster.touch_slave(slave)
         self._cluster.timers.set(
             ("reregister", slave.slave_id), self._cluster.now + self._cluster.config.reregister_timeout_s
         )
@@ -179,6 +180,7 @@ class Slaves:
             slave.session.slave = None
         self._offers.rescind_of_slave(slave, Reason.SLAVE_DISCONNECTED, "registered again")
         slave.change(SlaveState.ACTIVE)
+        cluster.touch_slave(slave)
         slave.session = session
         session.slave = slave
         info = msgspec.structs.replace(message.slave_info, id=slave.slave_id)
@@ -225,6 +227,7 @@ class Slaves:
     def session_closed(self, slave: SlaveEntry, reason: str) -> None:
         """The slave's session is gone: no offers of it until it is back."""
         slave.change(SlaveState.DISCONNECTED)
+        self._cluster.touch_slave(slave)
         slave.session = None
         self._cluster.allocator.set_slave_active(slave.slave_id, now=self._cluster.now, is_active=False)
         self._offers.rescind_of_slave(slave, Reason.SLAVE_DISCONNECTED, "was disconnected")
@@ -272,6 +275,7 @@ class Slaves:
         for task in list(slave.tasks.values()):
             self._cluster.forget_task(task)
         del self._cluster.slaves[slave_id]
+        self._cluster.touch_slave(slave)
         self._cluster.persist(slave_record(slave_id, None))
         self._cluster.log(INFO, "unreachable slave forgotten", slave_id=slave_id)
 
@@ -321,6 +325,7 @@ class Slaves:
     def _marked(self, slave: SlaveEntry) -> None:
         cluster = self._cluster
         slave.change(SlaveState.UNREACHABLE)
+        cluster.touch_slave(slave)
         for executor in list(slave.executors.values()):
             cluster.remove_executor(executor)
         if slave.is_counted:
@@ -331,7 +336,7 @@ class Slaves:
             if framework.session is not None:
                 cluster.send(framework.session, SlaveLost(slave_id=slave.slave_id))
         for task in list(slave.tasks.values()):
-            task.is_charged = False
+            task.is_charged = False  # `lose` notes the change.
             self._reports.lose(task)
         cluster.timers.set(("forget", slave.slave_id), self._cluster.now + UNREACHABLE_AGE_LIMIT_S)
         cluster.request_allocation()

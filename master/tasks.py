@@ -40,6 +40,7 @@ class Tasks:
         if task is None:
             self._update_of_unknown(slave, framework_id, status)
             return
+        self._cluster.touch_task(task)
         latest = message.latest_state or status.state
         if latest is not task.state and latest in TASK_CHANGES[task.state] and latest is not TaskState.UNREACHABLE:
             self._cluster.change_task(task, latest)

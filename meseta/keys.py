@@ -55,10 +55,14 @@ class KeyFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Cluster(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What `cluster.json` holds. `master_public_key` is None where the cluster runs with --insecure."""
+    """What `cluster.json` holds. `master_public_key` is None where the cluster runs with --insecure.
+
+    `events` is where `dcos up` put the event stream, so that it stays there; followers ask the master (`GetMaster`).
+    """
 
     master: str
     master_public_key: PublicKey | None = None
+    events: str | None = None
 
 
 def cluster_folder() -> Path:

@@ -37,7 +37,8 @@ class _Pending:
 class Requester:
     """A session with a server, entered by `async with`; sessions that break are opened again by themselves.
 
-    `timeout_s` is the longest wait for a session and for each answer. `welcome` is the newest session's.
+    `timeout_s` is the longest wait for a session and for each answer. `welcome` is the newest session's,
+    `epoch` that of the master's last payload (None: it is no master).
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Requester:
         self.endpoint = endpoint
         self.timeout_s = timeout_s
         self.welcome: Welcome | None = None
+        self.epoch: int | None = None
         self._hello = hello
         self._keys = keys
         self._server_public_key = server_public_key
@@ -133,10 +135,12 @@ class Requester:
     def connected(self, welcome: Welcome, epoch: int | None) -> None:
         """See `ClientHandler`."""
         self.welcome = welcome
+        self.epoch = epoch
         self._changed.set()
 
     def received(self, message: Message, epoch: int | None) -> None:
         """See `ClientHandler`."""
+        self.epoch = epoch
         if isinstance(message, Ping):
             self.send(Pong())
             return

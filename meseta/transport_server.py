@@ -1,7 +1,6 @@
 """The binding end: one ROUTER, its sessions and their outboxes."""
 
 import asyncio
-import errno
 import itertools
 import logging
 import os
@@ -10,7 +9,6 @@ from contextlib import suppress
 from typing import Protocol
 
 import zmq
-from zmq.utils import z85
 
 from meseta.errors import DecodeError, TransportError
 from meseta.ids import Principal, SessionId
@@ -23,13 +21,14 @@ from meseta.transport_sockets import (
     NOBLOCK,
     NOBLOCK_MORE,
     Pump,
-    Socket,
+    bind_failure,
     check_endpoint,
     ipc_in_use,
     ipc_path,
     set_options,
     shared_context,
 )
+from meseta.transport_zap import KeyJudge, demand_curve
 
 SESSION_LIMIT = 16_384  # Each has a TCP connection, and a process has some 20,000 descriptors.
 RETRY_S = 0.01  # When a peer's queue was full: at 64 payloads of 1 MiB that is no bottleneck.
@@ -40,7 +39,6 @@ STRANGERS_PER_S = 1000  # `Error` answers to peers without a session; one for ea
 STRANGER_LINES_PER_S = 10  # In the log.
 BACKLOG = 1024  # Connections that wait for accept: all slaves of a rack after the master's restart.
 _ERROR_TEXT_LIMIT = 1000
-_ZAP_ENDPOINT = "inproc://zeromq.zap.01"
 
 _log = logging.getLogger(__name__)
 # Counted over all servers of the process: a session's id is never that of an earlier session.
@@ -115,8 +113,7 @@ class Server:
         self._ipc_file: tuple[str, int] | None = None
         # ZAP is one inproc name in each context, so a server with CURVE has a context of its own.
         self._context = shared_context.borrow() if keys is None else zmq.Context()
-        self._zap: Socket | None = None
-        self._zap_pump: Pump | None = None
+        self._zap: KeyJudge | None = None
         self._socket = self._context.socket(zmq.ROUTER)
         try:
             self._bind(endpoint, keys)
@@ -125,8 +122,6 @@ class Server:
             raise
         self.endpoint = bytes(self._socket.get(zmq.LAST_ENDPOINT)).rstrip(b"\0").decode()
         self._pump = Pump(self._socket, self._receive, self._flush)
-        if self._zap is not None:
-            self._zap_pump = Pump(self._zap, self._judge_key)
         self._sweep_timer = self._loop.call_later(SWEEP_S, self._sweep)
 
     def send(self, session_id: SessionId, message: Message) -> bool:
@@ -181,8 +176,6 @@ class Server:
         if self._retry_timer is not None:
             self._retry_timer.cancel()
         self._pump.stop()
-        if self._zap_pump is not None:
-            self._zap_pump.stop()
         self._close_sockets(CLOSE_LINGER_MS)
 
     # --- Sockets --------------------------------------------------------------------------------
@@ -194,11 +187,8 @@ class Server:
         socket.set(zmq.BACKLOG, BACKLOG)
         try:
             if keys is not None:
-                self._zap = self._context.socket(zmq.REP)
-                self._zap.set(zmq.LINGER, 0)
-                self._zap.bind(_ZAP_ENDPOINT)
-                socket.set(zmq.CURVE_SERVER, 1)
-                socket.set(zmq.CURVE_SECRETKEY, keys.secret.encode())
+                self._zap = KeyJudge(self._context, self._is_known, self._refused_key)
+                demand_curve(socket, keys)
             path = ipc_path(endpoint)
             if path is not None and ipc_in_use(path):
                 raise TransportError(f"{endpoint} is in use: stop the process that has it, or take another path")
@@ -206,17 +196,11 @@ class Server:
             if path is not None:
                 self._ipc_file = (path, os.stat(path).st_ino)
         except zmq.ZMQError as error:
-            if error.errno == zmq.EADDRINUSE:
-                remedy = "is in use: stop the process that has it (`ss -ltnp` names it), or bind another port"
-            elif error.errno in (errno.ENODEV, errno.EADDRNOTAVAIL):
-                remedy = "is no address of this machine: bind one of its own, or * for all"
-            else:
-                remedy = f"cannot be bound: {error}"
-            raise TransportError(f"{endpoint} {remedy}") from error
+            raise bind_failure(endpoint, error) from error
 
     def _close_sockets(self, linger_ms: int) -> None:
         if self._zap is not None:
-            self._zap.close(0)
+            self._zap.close()
         self._socket.close(linger_ms)
         if self._ipc_file is not None:
             path, inode = self._ipc_file
@@ -228,23 +212,11 @@ class Server:
         else:
             self._context.term()
 
-    def _judge_key(self) -> int:
-        """Answer one ZAP request (RFC 27): is the peer's CURVE key one that we know?"""
-        assert self._zap is not None
-        assert self._principals is not None
-        try:
-            frames = self._zap.recv_multipart(NOBLOCK)
-        except zmq.Again:
-            return -1
-        public_key = z85.encode(frames[6]).decode() if frames[5] == b"CURVE" else ""
-        if public_key and self._principals(public_key) is not None:
-            verdict = [b"200", b"OK", public_key.encode()]
-        else:
-            address = frames[3].decode(errors="replace")
-            self._log_stranger("unknown key refused", public_key=public_key, address=address)
-            verdict = [b"400", b"unknown key", b""]
-        self._zap.send_multipart([frames[0], frames[1], *verdict, b""])
-        return 1
+    def _is_known(self, public_key: str) -> bool:
+        return self._principals is not None and self._principals(public_key) is not None
+
+    def _refused_key(self, public_key: str, address: str) -> None:
+        self._log_stranger("unknown key refused", public_key=public_key, address=address)
 
     # --- Receiving ------------------------------------------------------------------------------
 

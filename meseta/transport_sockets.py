@@ -1,6 +1,7 @@
 """What both ends of the transport share: socket options, contexts, and the pump between socket and loop."""
 
 import asyncio
+import errno
 import re
 import socket as socket_module
 import threading
@@ -158,6 +159,17 @@ def check_endpoint(endpoint: str) -> None:
         raise TransportError(f"{endpoint!r} is no endpoint: write tcp://ADDRESS:PORT or ipc:///PATH")
     if match.group(1) != "*" and int(match.group(1)) > PORT_LIMIT:
         raise TransportError(f"{endpoint} has a port over {PORT_LIMIT}: write one from 1, or 0 for any that is free")
+
+
+def bind_failure(endpoint: str, error: zmq.ZMQError) -> TransportError:
+    """Return what to tell people about a `bind` that failed."""
+    if error.errno == zmq.EADDRINUSE:
+        remedy = "is in use: stop the process that has it (`ss -ltnp` names it), or bind another port"
+    elif error.errno in (errno.ENODEV, errno.EADDRNOTAVAIL):
+        remedy = "is no address of this machine: bind one of its own, or * for all"
+    else:
+        remedy = f"cannot be bound: {error}"
+    return TransportError(f"{endpoint} {remedy}")
 
 
 def ipc_path(endpoint: str) -> str | None:

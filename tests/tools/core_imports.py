@@ -11,6 +11,7 @@ CORES = (
     "meseta.messages",
     "meseta.resources",
     "meseta.scheduler_core",
+    "meseta.follower_core",
     "meseta.executor_core",
     "master.core",
     "master.allocator",

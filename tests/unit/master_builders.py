@@ -11,11 +11,13 @@ from master.events import (
     MasterInit,
     Persisted,
     PersistRecords,
+    Publish,
     Received,
     Send,
     SessionClosed,
     SessionOpened,
     StoredRecord,
+    StreamEvent,
 )
 from meseta.ids import ExecutorId, FrameworkId, OfferId, Principal, SessionId, SlaveId, StatusUuid, TaskId
 from meseta.log import Log
@@ -92,6 +94,7 @@ class Harness:
         self.closed: dict[SessionId, str] = {}
         self.unsafe: list[PersistRecords] = []
         self.logs: list[Log] = []
+        self.published: list[StreamEvent] = []
 
     # --- Inputs -----------------------------------------------------------------------------------
 
@@ -228,6 +231,8 @@ class Harness:
                     self.closed[effect.session] = effect.reason
                 case Log():
                     self.logs.append(effect)
+                case Publish():
+                    self.published += effect.events
                 case PersistRecords():
                     if self.is_disk_slow:
                         self.unsafe.append(effect)
