@@ -37,6 +37,7 @@ from meseta.transport import Server
 from meseta.transport_keys import KeyPair
 
 JOBS_LIMIT: Final = 64  # Reads and listings of one session under way: each may hold a descriptor of the slave.
+PRINCIPAL_JOBS_LIMIT: Final = 256  # Likewise in all sessions of one principal, which may open as many as it likes.
 CREDIT_LIMIT: Final = 64  # Pieces that a read may be ahead of its reader, however much credit it is granted.
 ENTRIES_LIMIT: Final = 10_000  # Of one listing: some 1 MB.
 BACKLOG_BYTES: Final = 8 << 20  # What may wait in a session's outbox before the next piece is read.
@@ -184,6 +185,9 @@ class FileServer:
         if len(reader.jobs) >= JOBS_LIMIT:
             text = f"{JOBS_LIMIT} reads are under way in this session already: finish one first"
             return Error(code="overflow", message=text, request_id=request_id)
+        if self._jobs_of(reader.principal) >= PRINCIPAL_JOBS_LIMIT:
+            text = f"{PRINCIPAL_JOBS_LIMIT} reads of {reader.principal} are under way already: finish one first"
+            return Error(code="overflow", message=text, request_id=request_id)
         folder = self._resolve(reader.principal, request.framework_id, request.container_id)
         if isinstance(folder, str):
             return Error(code="unauthorized", message=folder, request_id=request_id)
@@ -191,6 +195,9 @@ class FileServer:
         reader.jobs[request_id] = job
         self._continue(session, reader, job)
         return None
+
+    def _jobs_of(self, principal: Principal) -> int:
+        return sum(len(reader.jobs) for reader in self._readers.values() if reader.principal == principal)
 
     def _grant(self, session: SessionId, reader: _Reader, message: FileCredit) -> None:
         job = reader.jobs.get(message.request_id)

@@ -159,7 +159,10 @@ class Client:
 
     def _dial(self) -> None:
         self._timer = None
-        socket = self._context.socket(zmq.DEALER)
+        try:
+            socket = self._context.socket(zmq.DEALER)
+        except zmq.ZMQError as error:
+            raise TransportError(f"cannot dial {self.endpoint}: {error}") from error
         self._socket = socket
         set_options(socket, self.endpoint)
         # A socket lives as long as one session: ZeroMQ must not connect it again behind our back,

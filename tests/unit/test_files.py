@@ -5,7 +5,7 @@ import os
 import socket
 import tracemalloc
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -272,6 +272,28 @@ def test_reads_that_are_too_many_or_doubled_are_refused_by_request(
             assert caught.value.code == "overflow"
             for piece in pieces:
                 await piece.aclose()
+
+    run(main())
+
+
+def test_principal_gets_no_more_reads_by_opening_more_sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meseta.file_server, "PRINCIPAL_JOBS_LIMIT", 2)
+
+    async def main() -> None:
+        keys, reader_keys = generate_keypair(), generate_keypair()
+        (tmp_path / "large").write_bytes(bytes(8 * MIB))
+        known = {reader_keys.public: Principal("ada")}.get
+        server = FileServer("tcp://127.0.0.1:0", lambda *_: tmp_path, keys=keys, principals=known)
+        async with AsyncExitStack() as stack:
+            stack.callback(server.close)
+            sessions = [SlaveFiles(server.endpoint, keys=reader_keys, server_public_key=keys.public) for _ in range(3)]
+            reads = [(await stack.enter_async_context(one)).pieces(F, C, "large", window=1) for one in sessions]
+            for read in reads:
+                stack.push_async_callback(read.aclose)
+            await anext(reads[0])
+            await anext(reads[1])
+            with pytest.raises(RequestRefused, match="2 reads of ada are under way"):
+                await anext(reads[2])
 
     run(main())
 

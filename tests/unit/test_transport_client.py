@@ -1,6 +1,7 @@
 """A client finds its server, loses it, and finds its successor, to whom it hands nothing old."""
 
 import asyncio
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -165,6 +166,32 @@ def test_bad_payload_of_a_server_ends_the_session_and_nothing_else(frames: tuple
             server.send(routing_id, encode([Welcome(), PING]))
             await notes.got(1)
             assert [loss.startswith("bad payload") for loss in notes.losses] == [True]
+            client.close()
+
+    run(main())
+
+
+def test_client_without_a_descriptor_to_spare_dials_again_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        with hand_made() as server:
+            client, notes = server.client()
+            routing_id, _ = await server.receive()
+            server.send(routing_id, encode([Welcome()]))
+            await notes.welcomed(1)
+            real = client._context.socket
+            refusals = iter([zmq.ZMQError(errno.EMFILE), zmq.ZMQError(errno.EMFILE)])
+
+            def socket(kind: int) -> "zmq.Socket[bytes]":
+                for refusal in refusals:
+                    raise refusal
+                return real(kind)
+
+            monkeypatch.setattr(client._context, "socket", socket)
+            client.reset("next")
+            routing_id, _ = await server.receive()
+            server.send(routing_id, encode([Welcome()]))
+            await notes.welcomed(2)
+            assert next(refusals, None) is None
             client.close()
 
     run(main())
