@@ -1,6 +1,7 @@
 """The slave daemon's side of its supervisors: start, find, talk to, and clean up after them."""
 
 import asyncio
+import errno
 import os
 import secrets
 import socket
@@ -30,6 +31,8 @@ from slave.supervisor_socket import (
 START_LIMIT_S: Final = 20.0  # Of a supervisor, from exec to listening: 0.1 s on an idle machine.
 _TURN_MESSAGES: Final = 256  # What one turn of the loop reads at most, as for all sockets.
 _TURN_S: Final = 0.005
+_RETRY_S: Final = 0.1  # When the machine could not send, though the supervisor is there.
+_PEER_GONE: Final = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ECONNREFUSED)
 
 
 class SupervisorClient:
@@ -52,6 +55,7 @@ class SupervisorClient:
         self._on_report = on_report
         self._on_lost = on_lost
         self._outbox: deque[bytes] = deque()
+        self._is_full = False  # The socket: the loop tells when it has room.
         self._loop = asyncio.get_running_loop()
         self._socket = _connect(path)
         self._is_open = True
@@ -61,14 +65,9 @@ class SupervisorClient:
         """Send, or keep until the socket takes it. Lost with the supervisor: `on_lost` tells."""
         if not self._is_open:
             return
-        data = encode(message)
-        try:
-            if self._outbox or not send_datagram(self._socket, data):
-                if not self._outbox:
-                    self._loop.add_writer(self._socket.fileno(), self._write)
-                self._outbox.append(data)
-        except OSError:
-            pass  # The reader comes to the end of what the supervisor still said, and tells.
+        self._outbox.append(encode(message))
+        if len(self._outbox) == 1:
+            self._write()
 
     def close(self) -> None:
         """Leave; the supervisor and its containers go on."""
@@ -79,13 +78,27 @@ class SupervisorClient:
             self._socket.close()
 
     def _write(self) -> None:
+        """Send what waits, as far as it goes; the rest when the socket takes more."""
+        if not self._is_open:
+            return
         try:
             while self._outbox and send_datagram(self._socket, self._outbox[0]):
                 self._outbox.popleft()
-        except OSError:
-            self._outbox.clear()  # As in `send`.
-        if not self._outbox:
+        except OSError as error:
+            self._wait_for_room(is_full=False)
+            if error.errno in _PEER_GONE:
+                self._outbox.clear()  # The reader comes to the end of what the supervisor still said, and tells.
+            else:  # Out of descriptors or memory: a start that was lost would leave its task without an end.
+                self._loop.call_later(_RETRY_S, self._write)
+            return
+        self._wait_for_room(is_full=bool(self._outbox))
+
+    def _wait_for_room(self, *, is_full: bool) -> None:
+        if is_full and not self._is_full:
+            self._loop.add_writer(self._socket.fileno(), self._write)
+        elif self._is_full and not is_full:
             self._loop.remove_writer(self._socket.fileno())
+        self._is_full = is_full
 
     def _read(self) -> None:
         until = time.monotonic() + _TURN_S

@@ -1,6 +1,7 @@
 """The supervisor with real processes, in each isolation that this machine gives us."""
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -10,9 +11,10 @@ import pytest
 
 from meseta.errors import IsolationError
 from meseta.ids import ContainerId
+from slave import supervisor_client
 from slave.supervisor_client import find_supervisors, start_supervisor
 from slave.supervisor_messages import Exited, RetireSupervisor, StartContainer, Started, StartFailed, SupervisorRefused
-from slave.supervisor_socket import new_socket
+from slave.supervisor_socket import new_socket, send_datagram
 from tests.integration.supervisor_peer import (
     CGROUP_ROOT,
     Peer,
@@ -138,6 +140,29 @@ def test_large_environment_reaches_the_task(tmp_path: Path, isolation: str) -> N
             sandbox = peer.start("c", "sh", "-c", "env | wc -c", environment=environment)
             assert (await peer.exited("c")).exit_status == 0
             assert int((sandbox / "stdout").read_text()) > 900_000
+
+    run(scenario())
+
+
+def test_start_waits_while_descriptors_are_short(
+    tmp_path: Path, isolation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusals = iter([errno.EMFILE, errno.ENOBUFS])
+    real = send_datagram
+
+    def send(sock: socket.socket, data: bytes) -> bool:
+        for refusal in refusals:
+            raise OSError(refusal, os.strerror(refusal))
+        return real(sock, data)
+
+    async def scenario() -> None:
+        async with supervisor(tmp_path, isolation) as peer:
+            monkeypatch.setattr(supervisor_client, "send_datagram", send)
+            peer.start("c", "true")
+            peer.start("d", "true")
+            assert (await peer.exited("c")).exit_status == 0
+            assert (await peer.exited("d")).exit_status == 0
+            assert next(refusals, None) is None
 
     run(scenario())
 
