@@ -1,5 +1,6 @@
 """Frameworks: registration, take-over, the time without a scheduler, and the end."""
 
+import re
 from functools import partial
 
 import msgspec
@@ -29,10 +30,11 @@ from meseta.messages import (
     TeardownFramework,
     UpdateFramework,
 )
-from meseta.model import FrameworkInfo
+from meseta.model import ID_LIMIT, IDENTIFIER_PATTERN, FrameworkInfo
 
 FRAMEWORKS_LIMIT = 10_000  # Ten times what the allocator is measured with.
 ROLES_LIMIT = 100  # Of one framework; each costs the allocator a client.
+_IS_IDENTIFIER = re.compile(IDENTIFIER_PATTERN).match  # It names folders on slaves.
 REMOVED_LIMIT = 100_000  # Barred ids; the oldest are forgotten, when no one can remember them either.
 
 
@@ -114,11 +116,11 @@ class Frameworks:
             refusal = cluster.authorize(session.principal, Action.REGISTER_FRAMEWORK, role)
             if refusal is not None:
                 return "unauthorized", refusal
+        known = None if info.id is None else cluster.frameworks.get(info.id)
+        if known is None and len(cluster.frameworks) >= FRAMEWORKS_LIMIT:
+            return "failed", f"there are {FRAMEWORKS_LIMIT} frameworks already, which is the limit"
         if info.id is None:
-            if len(cluster.frameworks) >= FRAMEWORKS_LIMIT:
-                return "failed", f"there are {FRAMEWORKS_LIMIT} frameworks already, which is the limit"
             return None
-        known = cluster.frameworks.get(info.id)
         if info.id in cluster.removed_frameworks or (known is not None and known.is_over):
             return "removed", f"Framework has been removed: {info.id}; register without an id to get a new one"
         if known is not None and known.principal and known.principal != session.principal:
@@ -356,6 +358,8 @@ class Frameworks:
 
 def _info_fault(info: FrameworkInfo) -> str | None:
     """Return which field is wrong and the remedy, None if all is well."""
+    if info.id is not None and (len(info.id) > ID_LIMIT or _IS_IDENTIFIER(info.id) is None):
+        return f"framework_info.id: {info.id[:80]!r} is none that a master gave; register without an id to get one"
     if not info.name:
         return "framework_info.name: is empty; give the framework a name that operators will know"
     if not info.user:

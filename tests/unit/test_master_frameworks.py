@@ -2,6 +2,7 @@
 
 import pytest
 
+from master import frameworks as frameworks_module
 from master.events import CloseSession, PersistRecords, Send
 from master.registry import KnownFramework, framework_record
 from meseta.ids import FrameworkId, Principal, StatusUuid, TaskId
@@ -257,6 +258,8 @@ def test_framework_known_only_by_a_slave_is_removed_if_it_never_comes() -> None:
     [
         ({"name": ""}, "framework_info.name"),
         ({"user": ""}, "framework_info.user"),
+        ({"framework_id": FrameworkId("../f")}, "framework_info.id"),
+        ({"framework_id": FrameworkId("f" * 256)}, "framework_info.id"),
         ({"roles": ()}, "framework_info.roles: is empty"),
         ({"roles": ("a", "a")}, "named twice"),
         ({"roles": ("-a",)}, "is no role"),
@@ -321,3 +324,15 @@ def test_resources_used_by_recovered_frameworks_are_not_offered() -> None:
     other, _ = harness.framework()
     (offer,) = harness.offers(other)
     assert offer.resources == LARGE - SMALL
+
+
+def test_id_of_ones_own_making_is_no_way_round_the_limit_of_frameworks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frameworks_module, "FRAMEWORKS_LIMIT", 1)
+    harness = Harness()
+    session, framework_id = harness.framework()
+    harness.close(session)
+    other = harness.open("framework", "alice")
+    harness.say(other, RegisterFramework(framework_info=framework_info(FrameworkId("f-mine"))))
+    (error,) = harness.take(other, Error)
+    assert "which is the limit" in error.message
+    harness.framework(framework_id=framework_id)
