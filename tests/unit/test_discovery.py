@@ -63,9 +63,10 @@ def test_sandbox_is_made_once_and_may_exist(tmp_path: Path) -> None:
     assert sandboxes.find(FrameworkId("other"), ContainerId("c-1")) is None
 
 
-def test_sandbox_of_an_unknown_user_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(IsolationError, match="no user no-such-user"):
-        Sandboxes(tmp_path).make(FRAMEWORK, ContainerId("c"), run_folder(tmp_path, "c"), "no-such-user")
+@pytest.mark.parametrize("user", ["no-such-user", "root\0", "", "\n"])
+def test_sandbox_of_a_user_that_cannot_be_is_refused(tmp_path: Path, user: str) -> None:
+    with pytest.raises(IsolationError, match="this machine has no user"):
+        Sandboxes(tmp_path).make(FRAMEWORK, ContainerId("c"), run_folder(tmp_path, "c"), user)
 
 
 def test_sandbox_that_the_disk_refuses_is_told(tmp_path: Path) -> None:
