@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from master.allocator import Allocator, AllocatorConfig
-from master.authorizer import Acls, Action, Authorizer, parse_acls
+from master.authorizer import Authorizer
 from master.events import CloseSession, MasterEffect, MasterInit, PersistRecords, Send, StoredRecord
 from master.registry import AdmittedSlave, KnownFramework, RemovedFramework, slave_record
 from master.state import (
@@ -23,6 +23,7 @@ from master.state import (
     TaskKey,
 )
 from master.touched import Touched
+from meseta.acls import Acls, Action, parse_acls
 from meseta.errors import InvariantError
 from meseta.ids import FrameworkId, IdSource, OfferId, Principal, SessionId, SlaveId, TaskId
 from meseta.log import Log, LogValue

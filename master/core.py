@@ -6,7 +6,7 @@ This module only sends each input to its part: slaves, frameworks, offers, tasks
 from collections.abc import Callable
 from typing import Any
 
-from master.authorizer import TASK_KEY_PREFIX, Action
+from master.authorizer import TASK_KEY_PREFIX
 from master.cluster import Cluster
 from master.events import (
     FollowersChanged,
@@ -27,6 +27,7 @@ from master.slaves import Slaves
 from master.state import Session
 from master.stream import Stream
 from master.tasks import Tasks
+from meseta.acls import Action
 from meseta.ids import FrameworkId, Principal, SessionId, SlaveId
 from meseta.log import DEBUG, INFO, WARNING
 from meseta.messages import (

@@ -12,7 +12,6 @@ from typing import Any, Final
 
 import msgspec
 
-from master.authorizer import ANONYMOUS
 from master.core import MasterCore
 from master.events import (
     CloseSession,
@@ -30,6 +29,7 @@ from master.events import (
     SessionOpened,
     StoredRecord,
 )
+from meseta.acls import ANONYMOUS
 from meseta.errors import StoreError
 from meseta.ids import Principal, SessionId
 from meseta.log import ERROR, INFO, WARNING, Log, log_event, perform_log

@@ -5,7 +5,6 @@ from functools import partial
 
 import msgspec
 
-from master.authorizer import Action
 from master.cluster import REAP_INTERVAL_S, Cluster
 from master.offers import Offers
 from master.registry import (
@@ -15,6 +14,7 @@ from master.registry import (
     removed_framework_record,
 )
 from master.state import FrameworkEntry, FrameworkState, Session
+from meseta.acls import Action
 from meseta.ids import FrameworkId
 from meseta.log import INFO, WARNING
 from meseta.messages import (

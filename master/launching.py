@@ -2,9 +2,9 @@
 
 import re
 
-from master.authorizer import Action
 from master.cluster import Cluster
 from master.state import ExecutorEntry, FrameworkEntry, SlaveEntry, TaskEntry
+from meseta.acls import Action
 from meseta.log import WARNING
 from meseta.messages import RunTask
 from meseta.model import ID_LIMIT, IDENTIFIER_PATTERN, CommandInfo, ExecutorInfo, Reason, TaskInfo, TaskState

@@ -6,11 +6,11 @@ from functools import partial
 
 import msgspec
 
-from master.authorizer import Action
 from master.cluster import Cluster
 from master.frameworks import Frameworks
 from master.state import FrameworkEntry, FrameworkState, Session, SlaveState, TaskEntry
 from master.views import count_active, framework_view, node_view, sum_scalars
+from meseta.acls import Action
 from meseta.log import INFO
 from meseta.messages import (
     Done,

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import click
 
-from master.authorizer import parse_acls
 from master.daemon import MasterDaemon, MasterSettings
 from master.events import MAX_MISSED_PINGS, MasterConfig
 from meseta import __version__
 from meseta.errors import InvalidInput
 from meseta.keys import PrincipalsFile, cluster_folder, read_key_file
 from meseta.log_output import start_logging
-from meseta.options import DURATION, DaemonCommand, daemon_options
+from meseta.options import DURATION, DaemonCommand, daemon_options, read_acls
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _PORT, _EVENTS_PORT = "5055", 5056
@@ -76,7 +75,7 @@ def command(
         reregister_timeout_s=reregister_timeout,
         slave_removal_interval_s=slave_removal_interval,
         weights=parse_weights(weights),
-        acls="" if acl is None else _read_acls(acl),
+        acls="" if acl is None else read_acls(acl),
         is_insecure=insecure,
         version=__version__,
     )
@@ -123,15 +122,3 @@ def _positive(flag: str, seconds: float) -> float:
     if seconds <= 0:
         raise InvalidInput(f"{flag}: must be longer than nothing, as 15s")
     return seconds
-
-
-def _read_acls(path: Path) -> str:
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"--acl: {path} cannot be read: {error}") from error
-    try:
-        parse_acls(text)
-    except InvalidInput as error:
-        raise InvalidInput(f"{path}: {error}") from error
-    return text

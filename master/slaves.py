@@ -8,13 +8,13 @@ from functools import partial
 
 import msgspec
 
-from master.authorizer import Action
 from master.cluster import Cluster
 from master.offers import Offers
 from master.reconciliation import Reconciliation
 from master.registry import AdmittedSlave, slave_record
 from master.reports import Reports
 from master.state import Session, SlaveEntry, SlaveState
+from meseta.acls import Action
 from meseta.ids import SlaveId
 from meseta.log import INFO, WARNING
 from meseta.messages import Ping, Pong, RegisterSlave, ReregisterSlave, SlaveLost, SlaveRegistered

@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
+from meseta.acls import parse_acls
 from meseta.errors import InvalidInput, MesetaError
 from meseta.log_output import LEVELS
 
@@ -159,3 +160,20 @@ def unknown_name(kind: str, name: str, known: "list[str] | tuple[str, ...]") -> 
     close = difflib.get_close_matches(name, known, n=3)
     remedy = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(sorted(known)) or 'none'}"
     return f"there is no {kind} {name}; {remedy}"
+
+
+def read_acls(path: Path) -> str:
+    """Return the text of a file of access rules, which `parse_acls` reads.
+
+    Raises:
+        InvalidInput: names the file, the field and what it should be.
+    """
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"--acl: {path} cannot be read: {error}") from error
+    try:
+        parse_acls(text)
+    except InvalidInput as error:
+        raise InvalidInput(f"{path}: {error}") from error
+    return text

@@ -23,6 +23,7 @@ import msgspec
 
 from isolation.cgroups import available
 from meseta import __version__
+from meseta.acls import ANONYMOUS, Acls, Action
 from meseta.errors import InvalidInput, IsolationError, SessionLost, StoreError
 from meseta.file_server import FileServer
 from meseta.ids import ContainerId, FrameworkId, Principal, SessionId
@@ -67,7 +68,7 @@ from slave.events import (
     SupervisorSaid,
     SupervisorStartFailed,
 )
-from slave.sandbox import Sandboxes
+from slave.sandbox import Sandboxes, owner
 from slave.supervisor_client import SupervisorClient, find_supervisors, kill_orphans, start_supervisor
 from slave.supervisor_messages import FromSupervisor, ToSupervisor
 
@@ -94,6 +95,7 @@ class SlaveSettings(msgspec.Struct, frozen=True, kw_only=True):
     attributes: Mapping[str, str] = {}
     isolation: str = "auto"
     record: Path | None = None
+    acls: Acls | None = None  # Who may see whose sandboxes; None: every known key all of them.
 
 
 class SlaveDaemon:
@@ -403,7 +405,11 @@ class SlaveDaemon:
         if principal.startswith(FRAMEWORK_PRINCIPAL) and principal != FRAMEWORK_PRINCIPAL + framework_id:
             return f"{principal} may not read sandboxes of framework {framework_id}"
         path = self._sandboxes.find(framework_id, container_id)
-        return path or f"this slave has no sandbox of container {container_id} of framework {framework_id}"
+        if path is None:
+            return f"this slave has no sandbox of container {container_id} of framework {framework_id}"
+        if self._settings.acls is None or principal.startswith(FRAMEWORK_PRINCIPAL):
+            return path
+        return self._settings.acls.refusal(principal or ANONYMOUS, Action.ACCESS_SANDBOX, owner(path)) or path
 
 
 class _FromMaster:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import click
 
+from meseta.acls import parse_acls
 from meseta.keys import PrincipalsFile, cluster_folder, read_cluster, read_key_file
 from meseta.log_output import start_logging
-from meseta.options import DaemonCommand, daemon_options
+from meseta.options import DaemonCommand, daemon_options, read_acls
 from slave.daemon import SlaveDaemon, SlaveSettings
 from slave.discovery import parse_attributes
 
@@ -34,6 +35,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     default="auto",
     help="auto: cgroups where there are rights, else posix, which enforces no limits.",
 )
+@click.option("--acl", type=_FILE, help="Who may see whose sandboxes (docs/acl.md); without, known keys may all.")
 @daemon_options
 def command(
     *,
@@ -47,6 +49,7 @@ def command(
     resources: str | None,
     attributes: str | None,
     isolation: str,
+    acl: Path | None,
     record: Path | None,
     log_level: str,
 ) -> None:
@@ -71,5 +74,6 @@ def command(
         attributes=parse_attributes(attributes),
         isolation=isolation,
         record=record,
+        acls=None if acl is None else parse_acls(read_acls(acl)),
     )
     sys.exit(asyncio.run(SlaveDaemon(settings).run()))

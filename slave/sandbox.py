@@ -21,6 +21,15 @@ _RUN_MODE: Final = 0o750  # A sandbox is its user's own.
 Key = tuple[FrameworkId, ContainerId]
 
 
+def owner(path: Path) -> str:
+    """Return as whom a sandbox's task ran: its folder's owner, by name if there is one."""
+    uid = path.stat().st_uid
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
 class Sandboxes:
     """Makes sandboxes, and finds those that there are."""
 

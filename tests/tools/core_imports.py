@@ -15,6 +15,7 @@ CORES = (
     "meseta.executor_core",
     "master.core",
     "master.allocator",
+    "meseta.acls",
     "master.authorizer",
     "master.registry",
     "slave.core",

@@ -5,7 +5,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from master.authorizer import Acls, Action, Authorizer, parse_acls
+from master.authorizer import Authorizer
+from meseta.acls import Acls, Action, parse_acls
 from meseta.errors import InvalidInput
 from meseta.ids import Principal
 
