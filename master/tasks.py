@@ -36,6 +36,10 @@ class Tasks:
         if framework_id is None:
             self._cluster.refuse(session, "invalid", "framework_id: an update must name its framework")
             return
+        if status.slave_id not in (None, slave.slave_id):
+            text = f"status.slave_id: {status.slave_id} is not who sends this, {slave.slave_id}"
+            self._cluster.refuse(session, "invalid", text)
+            return
         task = slave.tasks.get((framework_id, status.task_id))
         if task is None:
             self._update_of_unknown(slave, framework_id, status)

@@ -126,7 +126,7 @@ class Store:
             if group:
                 try:
                     self._commit(group)
-                except sqlite3.Error as error:
+                except Exception as error:  # Whatever it is: a thread that ends in silence would hang every writer.
                     text = (
                         f"{self.path} cannot be written: {error}; see that its disk has room and is mounted for writing"
                     )

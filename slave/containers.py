@@ -12,6 +12,7 @@ import msgspec
 from meseta.errors import InvariantError
 from meseta.ids import ContainerId
 from meseta.log import DEBUG, ERROR, INFO, WARNING
+from meseta.timers import Timers
 from slave.events import KillOrphans, LaunchContainer, SendSupervisor, StartSupervisor
 from slave.records import AssignedRecord, StartedRecord
 from slave.state import Container, ContainerState, Context
@@ -31,7 +32,6 @@ from slave.supervisor_messages import (
     StartFailed,
     SupervisorRefused,
 )
-from slave.timers import Timers
 
 _C = ContainerState
 

@@ -255,7 +255,10 @@ class SlaveDaemon:
             self._ended.set_result(status)
 
     def _break(self, event: object, error: BaseException) -> None:
-        log.critical("the core broke: event=%r", event, exc_info=error)
+        shown = event if isinstance(event, str) else type(event).__name__
+        if isinstance(event, MasterSaid | ExecutorSaid):
+            shown = type(event.message).__name__  # Not its fields: they may hold a task's environment.
+        log.critical("core broken by %s", shown, exc_info=error)
         self._finish(_EXIT_BROKEN)
 
     def _on_broken(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

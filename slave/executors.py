@@ -25,6 +25,7 @@ from meseta.messages import (
     StatusUpdate,
 )
 from meseta.model import ExecutorInfo, Reason, RunningExecutor, Source, TaskState, TaskStatus
+from meseta.timers import Timers
 from slave.containers import Cause, ContainerEnded, Containers, Outcome
 from slave.endings import Ending, describe_exit, memory_ending
 from slave.events import CloseExecutor, SendExecutor, SendMaster
@@ -41,7 +42,6 @@ from slave.state import (
     SlaveTask,
 )
 from slave.tasks import Tasks
-from slave.timers import Timers
 
 # What is left of a framework that is over may ask for no more: nobody else could end it, and others wait.
 REMOVAL_GRACE_LIMIT_S = 60.0

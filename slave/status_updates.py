@@ -13,9 +13,9 @@ from meseta.errors import InvariantError
 from meseta.ids import FrameworkId, StatusUuid, TaskId
 from meseta.messages import StatusUpdate
 from meseta.model import TaskStatus
+from meseta.timers import Timers
 from slave.events import Persist, SendMaster
 from slave.records import AcknowledgedRecord, CheckpointRecord, TaskDroppedRecord, UpdateRecord
-from slave.timers import Timers
 
 RETRY_BASE_S = 10.0  # Mesos's figures: most losses heal by registering again, which re-sends at once.
 RETRY_LIMIT_S = 600.0

@@ -74,6 +74,15 @@ def test_update_and_acknowledgement_are_handed_on() -> None:
     assert run.harness.say(run.framework, call) == [Send(session=run.slave, message=whole)]
 
 
+def test_update_in_the_name_of_another_slave_is_refused() -> None:
+    run = Running()
+    forged = status("t", TaskState.FINISHED, "u", SlaveId("s-of-another"))
+    run.harness.say(run.slave, update(run.framework_id, forged))
+    (error,) = run.harness.take(run.slave, Error)
+    assert error.message == f"status.slave_id: s-of-another is not who sends this, {run.slave_id}"
+    assert run.harness.updates(run.framework) == []
+
+
 def test_resources_are_free_at_the_terminal_update_before_it_is_acknowledged() -> None:
     run = Running()
     run.report(TaskState.FINISHED, "u")
