@@ -94,7 +94,7 @@ def up(
 
 
 def _finish_start(layout: Layout, settings: Settings, pid: int, *, as_json: bool, started_at: float) -> None:
-    from cli.starting import await_ready  # noqa: PLC0415
+    from cli.starting import await_ready, unenforced  # noqa: PLC0415
 
     try:
         asyncio.run(await_ready(layout, settings))
@@ -117,6 +117,8 @@ def _finish_start(layout: Layout, settings: Settings, pid: int, *, as_json: bool
     width = max(len(command) for command, _ in hints)
     for command, why in hints:
         note(f"  {command:<{width}}  {why}")
+    if (missing := unenforced(settings)) is not None:
+        note(f"Limits on cpus, mem and pids are NOT enforced here: {missing}")
 
 
 def _stay(pid: int) -> None:

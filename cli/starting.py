@@ -237,3 +237,12 @@ def _last_line(layout: Layout, name: str) -> str:
 def hand_over(lock: int) -> None:
     """Close our end of the lock: the keeper has its own."""
     os.close(lock)
+
+
+def unenforced(settings: Settings) -> str | None:
+    """Return why the slaves of this machine enforce no limits; None: they do, by cgroups."""
+    from isolation.cgroups import CGROUP_ROOT, available  # noqa: PLC0415
+
+    if settings.isolation == "posix":
+        return "isolation posix was asked for"
+    return available(CGROUP_ROOT, f"probe-{os.getpid()}")

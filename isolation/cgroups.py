@@ -14,6 +14,8 @@ from meseta.errors import IsolationError
 _KILL_LIMIT_S: Final = 30.0  # A killed process that has not died by then hangs in the kernel.
 _SUPERVISOR: Final = re.compile(r"[0-9a-f]{8}\Z")
 
+CGROUP_ROOT: Final = "meseta"  # Below the daemon's own group: what confines us confines our tasks.
+
 
 class Cgroups(Protocol):
     """The groups of one supervisor's containers, by the container's name."""

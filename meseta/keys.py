@@ -208,7 +208,9 @@ def _read(path: Path, kind: type[_Value], *, remedy: str, is_secret: bool = Fals
     except FileNotFoundError as error:
         raise InvalidInput(f"{path} does not exist; {remedy}") from error
     except (OSError, ValueError) as error:
-        raise InvalidInput(f"{path} cannot be read: {error}") from error
+        why = getattr(error, "strerror", None) or error
+        whose = "a key file is its owner's alone: name your own with --key, or ask who runs the cluster for one"
+        raise InvalidInput(f"{path} cannot be read: {why}; {whose if is_secret else remedy}") from error
     if is_secret and mode & 0o077:
         raise InvalidInput(f"{path} holds a secret and others may read it; run: chmod 600 {path}")
     if len(data) > _FILE_LIMIT_BYTES:

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import msgspec
 
-from isolation.cgroups import available
+from isolation.cgroups import CGROUP_ROOT, available
 from meseta import __version__
 from meseta.acls import ANONYMOUS, Acls, Action
 from meseta.errors import InvalidInput, IsolationError, SessionLost, StoreError
@@ -72,7 +72,6 @@ from slave.sandbox import Sandboxes, owner
 from slave.supervisor_client import SupervisorClient, find_supervisors, kill_orphans, start_supervisor
 from slave.supervisor_messages import FromSupervisor, ToSupervisor
 
-CGROUP_ROOT: Final = "meseta"  # Below the daemon's own group: what confines us confines our tasks.
 FRAMEWORK_PRINCIPAL: Final = "framework:"
 _ORPHAN_RETRY_S: Final = 5.0
 _EXIT_BROKEN: Final = 70  # EX_SOFTWARE: our bug, named in the log.

@@ -383,7 +383,7 @@ class Job:
         for attempt in self.attempts.values():
             if attempt.task.kind is kind and attempt.task.winner is None:
                 best[attempt.task.index] = max(best.get(attempt.task.index, 0.0), attempt.progress)
-        return min(1.0, (done + sum(best.values())) / total) if total else 1.0
+        return min(1.0, (done + sum(best.values())) / total) if total else 0.0
 
     def view(self) -> JobView:
         """Return the job for people."""
