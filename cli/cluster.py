@@ -88,13 +88,17 @@ def up(
     settings = prepare(layout, choose_settings(layout, **given), port=port)
     keeper = start_keeper(layout, lock, is_foreground=foreground)
     hand_over(lock)
-    _finish_start(layout, settings, keeper.pid, as_json=as_json, started_at=started_at)
+    _await_start(layout, settings, keeper.pid)
     if foreground:
-        _stay(keeper.pid)
+        _leave_signals_to(keeper.pid)
+    _tell_start(layout, settings, as_json=as_json, took_s=time.monotonic() - started_at)
+    if foreground:
+        _, status = os.waitpid(keeper.pid, 0)
+        sys.exit(os.waitstatus_to_exitcode(status))
 
 
-def _finish_start(layout: Layout, settings: Settings, pid: int, *, as_json: bool, started_at: float) -> None:
-    from cli.starting import await_ready, unenforced  # noqa: PLC0415
+def _await_start(layout: Layout, settings: Settings, pid: int) -> None:
+    from cli.starting import await_ready  # noqa: PLC0415
 
     try:
         asyncio.run(await_ready(layout, settings))
@@ -102,7 +106,11 @@ def _finish_start(layout: Layout, settings: Settings, pid: int, *, as_json: bool
         os.kill(pid, signal.SIGTERM)
         os.waitpid(pid, 0)
         raise
-    took_s = time.monotonic() - started_at
+
+
+def _tell_start(layout: Layout, settings: Settings, *, as_json: bool, took_s: float) -> None:
+    from cli.starting import unenforced  # noqa: PLC0415
+
     if as_json:
         print_json({**_status(layout)[0], "took_s": round(took_s, 3)})
         return
@@ -121,12 +129,10 @@ def _finish_start(layout: Layout, settings: Settings, pid: int, *, as_json: bool
         note(f"Limits on cpus, mem and pids are NOT enforced here: {missing}")
 
 
-def _stay(pid: int) -> None:
-    """Wait for the keeper, which gets the terminal's Ctrl-C itself; hand on a SIGTERM."""
+def _leave_signals_to(pid: int) -> None:
+    """Let the keeper end everything: it gets the terminal's Ctrl-C itself, a SIGTERM is handed on."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: os.kill(pid, signal.SIGTERM))
-    _, status = os.waitpid(pid, 0)
-    sys.exit(os.waitstatus_to_exitcode(status))
 
 
 def _already_up(layout: Layout, slaves: int | None, *, as_json: bool) -> None:
