@@ -411,7 +411,11 @@ class SlaveDaemon:
             return f"this slave has no sandbox of container {container_id} of framework {framework_id}"
         if self._settings.acls is None or principal.startswith(FRAMEWORK_PRINCIPAL):
             return path
-        return self._settings.acls.refusal(principal or ANONYMOUS, Action.ACCESS_SANDBOX, owner(path)) or path
+        try:
+            user = owner(path)
+        except OSError as error:  # Somebody has removed it: its reader is told, the daemon stays up.
+            return f"sandbox of container {container_id} is gone: {error.strerror}"
+        return self._settings.acls.refusal(principal or ANONYMOUS, Action.ACCESS_SANDBOX, user) or path
 
 
 class _FromMaster:

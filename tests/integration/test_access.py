@@ -1,5 +1,6 @@
 """Access rules at work: who may read whose sandbox, and run tasks as whom."""
 
+import shutil
 from pathlib import Path
 
 from meseta.keys import create_cluster_keys
@@ -34,3 +35,9 @@ def test_slave_shows_a_sandbox_only_to_those_whom_the_rules_let(tmp_path: Path) 
         assert "rule 1 forbids principal ann to run_task" in refused.stderr
         mine = cluster.dcos("task", "log", "secret")
         assert (mine.returncode, mine.stdout) == (0, "for your eyes only\n"), mine.stderr
+        (frameworks,) = (tmp_path / "slave-0" / "slaves").glob("*/frameworks")
+        shutil.rmtree(frameworks)
+        gone = cluster.dcos("task", "log", "secret")
+        assert gone.returncode == 1
+        assert "is gone: No such file or directory" in gone.stderr
+        assert cluster.slaves[0].is_running
